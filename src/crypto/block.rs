@@ -1,0 +1,153 @@
+//! Sealing of an extent: a run of file bytes cut into blocks, one key for the extent, the block number as nonce.
+
+use super::{CryptoError, LockedKey, Salt, derive, label};
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aes_gcm::{Aes256Gcm, Nonce};
+use std::ops::Range;
+
+/// The authentication tag of one block.
+pub type Tag = [u8; 16];
+
+/// The unit of authenticated encryption inside one extent, a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BlockSize(u8);
+
+impl BlockSize {
+    const SMALL: BlockSize = BlockSize(12);
+    const LARGE: BlockSize = BlockSize(14);
+
+    /// 4 KiB for extents below 64 KiB, 16 KiB above: small extents are read in small pieces.
+    pub fn for_extent(len: usize) -> Self {
+        if len < 64 * 1024 { Self::SMALL } else { Self::LARGE }
+    }
+
+    /// Bytes of a block.
+    pub fn bytes(self) -> usize {
+        1 << self.0
+    }
+
+    /// Blocks of an extent of `len` bytes; the last may be short.
+    pub fn count(self, len: usize) -> usize {
+        len.div_ceil(self.bytes())
+    }
+
+    /// The blocks that hold the bytes `range` of an extent.
+    pub fn covering(self, range: Range<usize>) -> Range<usize> {
+        range.start / self.bytes()..self.count(range.end)
+    }
+}
+
+/// The key of one extent, derived for it alone.
+pub struct ExtentKey {
+    cipher: Aes256Gcm,
+    binding: [u8; 24],
+    block: BlockSize,
+    len: usize,
+}
+
+impl ExtentKey {
+    /// `len` is the whole extent's length in bytes; organization and content id go into every block's AAD.
+    pub fn new(
+        dek: &LockedKey,
+        salt: &Salt,
+        organization: &[u8; 16],
+        content: u64,
+        block: BlockSize,
+        len: usize,
+    ) -> Self {
+        let key = derive(dek, Some(salt), label::EXTENT);
+        let mut binding = [0; 24];
+        binding[..16].copy_from_slice(organization);
+        binding[16..].copy_from_slice(&content.to_be_bytes());
+        ExtentKey { cipher: Aes256Gcm::new((&*key).into()), binding, block, len }
+    }
+
+    /// Encrypts a whole extent in place; a tag for each block.
+    pub fn seal(&self, data: &mut [u8]) -> Vec<Tag> {
+        assert_eq!(data.len(), self.len, "an extent is sealed whole");
+        let tag_of = |(number, block): (usize, &mut [u8])| {
+            let (nonce, aad) = self.nonce_and_aad(number);
+            self.cipher
+                .encrypt_inout_detached(&nonce, &aad, block.into())
+                .expect("a block is far below GCM's length limit")
+                .into()
+        };
+        data.chunks_mut(self.block.bytes()).enumerate().map(tag_of).collect()
+    }
+
+    /// Decrypts in place the blocks from number `first` on; `data` ends at a block's or the extent's end.
+    pub fn open(&self, first: usize, data: &mut [u8], tags: &[Tag]) -> Result<(), CryptoError> {
+        if tags.len() != self.block.count(data.len()) {
+            return Err(CryptoError::Authentication);
+        }
+        for ((number, block), tag) in (first..).zip(data.chunks_mut(self.block.bytes())).zip(tags) {
+            let (nonce, aad) = self.nonce_and_aad(number);
+            self.cipher
+                .decrypt_inout_detached(&nonce, &aad, block.into(), tag.into())
+                .map_err(|_| CryptoError::Authentication)?;
+        }
+        Ok(())
+    }
+
+    fn nonce_and_aad(&self, number: usize) -> (Nonce<aes_gcm::aead::consts::U12>, [u8; 33]) {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&(number as u64).to_be_bytes());
+        let mut aad = [0; 33];
+        aad[..24].copy_from_slice(&self.binding);
+        aad[24..32].copy_from_slice(&(number as u64).to_be_bytes());
+        aad[32] = u8::from(number + 1 == self.block.count(self.len));
+        (nonce.into(), aad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(len: usize) -> (LockedKey, Salt, Vec<u8>, Vec<Tag>, Vec<u8>) {
+        let dek = LockedKey::generate().unwrap();
+        let salt = Salt::fresh();
+        let plain: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        let mut data = plain.clone();
+        let tags = ExtentKey::new(&dek, &salt, &[1; 16], 9, BlockSize::for_extent(len), len).seal(&mut data);
+        (dek, salt, data, tags, plain)
+    }
+
+    #[test]
+    fn any_run_of_blocks_opens_alone() {
+        for len in [1, 4095, 4096, 4097, 65536, 100_000, 1 << 20] {
+            let (dek, salt, data, tags, plain) = sealed(len);
+            let block = BlockSize::for_extent(len);
+            let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, block, len);
+            for first in 0..block.count(len) {
+                let mut part = data[first * block.bytes()..].to_vec();
+                key.open(first, &mut part, &tags[first..]).unwrap();
+                assert_eq!(part, plain[first * block.bytes()..]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_change_is_noticed() {
+        let len = 20_000;
+        let (dek, salt, data, tags, _) = sealed(len);
+        let block = BlockSize::for_extent(len);
+        let open = |org: u8, content, len, first: usize, data: &[u8], tags: &[Tag]| {
+            ExtentKey::new(&dek, &salt, &[org; 16], content, block, len).open(first, &mut data.to_vec(), tags)
+        };
+        assert!(open(1, 9, len, 0, &data, &tags).is_ok());
+        assert!(open(2, 9, len, 0, &data, &tags).is_err(), "another organization");
+        assert!(open(1, 8, len, 0, &data, &tags).is_err(), "another content");
+        assert!(open(1, 9, len, 1, &data[..4096], &tags[..1]).is_err(), "another place");
+        assert!(open(1, 9, 16384, 0, &data[..16384], &tags[..4]).is_err(), "truncated at a block");
+        assert!(open(1, 9, len, 0, &data, &tags[..4]).is_err(), "a tag missing");
+        for at in [0, 5000, len - 1] {
+            let mut flipped = data.clone();
+            flipped[at] ^= 1;
+            assert!(open(1, 9, len, 0, &flipped, &tags).is_err());
+        }
+        let mut swapped = tags.clone();
+        swapped.swap(0, 1);
+        assert!(open(1, 9, len, 0, &data, &swapped).is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! vaultfs: organizations as directories, encrypted objects as files, every key under a PKCS#11 token.
+//!
+//! ```text
+//! cli   fs   api        adapters: translate, decide nothing
+//!   \    |    /
+//!      vault            organizations, objects, versions, tombstones; knows no kernel and no HTTP
+//!     /     \
+//!  keys     store       the token and the key hierarchy | sealed records and segments
+//!     \     /
+//!      crypto           sealing, labels, nonces as types
+//! ```
+//! Arrows go down only.
+
+pub mod crypto;
