@@ -12,3 +12,7 @@
 //! Arrows go down only.
 
 pub mod crypto;
+pub mod fs;
+pub mod keys;
+pub mod store;
+pub mod vault;

@@ -1,0 +1,349 @@
+//! The FUSE requests: fuser's types in, one call of the vault, fuser's reply out.
+//!
+//! What is not here is right as fuser has it: the kernel never asks for locks and access (they stay with it), takes an
+//! unimplemented `poll` for "always ready", and needs no `forget`, since inode numbers are the vault's own and stable.
+
+use crate::fs::dispatch::Dispatch;
+use crate::fs::lifetime::changes_untold;
+use crate::fs::mount::EndOnDrop;
+use crate::fs::replies::{Attribute, Reply};
+use crate::fs::{listing, names, negotiation, translate};
+use crate::vault::{Caller, Changed, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::mpsc::Sender;
+use std::time::SystemTime;
+
+/// What one `copy_file_range` copies before it returns, so that no FUSE loop is away for long; callers ask for the rest.
+const COPY_AT_MOST: u64 = 4 << 20;
+
+pub struct Transport {
+    /// First, so that what its pools still do is done before the end of the mount is told.
+    pub dispatch: Dispatch,
+    pub changes: Sender<Changed>,
+    pub writeback: bool,
+    pub _end: EndOnDrop,
+}
+
+impl Filesystem for Transport {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        negotiation::negotiate(config, self.writeback)
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = Ino(parent.0);
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            names::look_up(vault, caller, parent, name)
+        });
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.ask(req, reply, move |vault, caller| vault.attr(caller, Ino(ino.0)));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & translate::PERMISSIONS),
+            uid,
+            gid,
+            size,
+            atime: atime.map(translate::time_or_now),
+            mtime: mtime.map(translate::time_or_now),
+            ctime: ctime.map(translate::time_of),
+            handle: fh.map(|fh| Handle(fh.0)),
+        };
+        self.ask(req, reply, move |vault, caller| vault.set_attr(caller, Ino(ino.0), &set));
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.ask(req, reply, move |vault, caller| vault.read_link(caller, Ino(ino.0)));
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.dispatch.answer(caller(req, umask), name.as_bytes(), reply, move |vault, caller, name| {
+            let what = translate::make(mode, rdev);
+            names::make(vault, caller, Ino(parent.0), name, mode, what)
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.dispatch.answer(caller(req, umask), name.as_bytes(), reply, move |vault, caller, name| {
+            names::make(vault, caller, Ino(parent.0), name, mode, Make::Directory)
+        });
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let name = name.as_bytes().to_vec();
+        self.dispatch.answer(caller(req, 0), target.as_os_str().as_bytes(), reply, move |vault, caller, target| {
+            names::make(vault, caller, Ino(parent.0), &name, 0o777, Make::Symlink(target))
+        });
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = Ino(parent.0);
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            names::link(vault, caller, Ino(ino.0), parent, name)
+        });
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.unlink(caller, Ino(parent.0), name)
+        });
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.remove_directory(caller, Ino(parent.0), name)
+        });
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = translate::rename_mode(flags) else { return reply.error(Errno::EINVAL) };
+        let new_name = new_name.as_bytes().to_vec();
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.rename(caller, (Ino(parent.0), name), (Ino(new_parent.0), &new_name), mode)
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (mode, access) = (mode & translate::PERMISSIONS, translate::access(flags, self.writeback));
+        self.dispatch.answer(caller(req, umask), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.create(caller, Ino(parent.0), name, mode, access)
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let access = translate::access(flags.0, self.writeback);
+        self.ask(req, reply, move |vault, caller| vault.open_file(caller, Ino(ino.0), access));
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.ask(req, reply, move |vault, caller| vault.read(caller, Handle(fh.0), offset, size as usize));
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.dispatch.answer(caller(req, 0), data, reply, move |vault, caller, data| {
+            vault.write(caller, Handle(fh.0), offset, data).map(|()| data.len() as u32)
+        });
+    }
+
+    fn flush(&self, req: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.ask(req, reply, move |vault, caller| vault.flush(caller, Handle(fh.0)));
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.ask(req, reply, move |vault, _| vault.release(Handle(fh.0)));
+    }
+
+    fn fsync(&self, req: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.dispatch.sync(caller(req, 0), reply, move |vault, caller| vault.fsync(caller, Handle(fh.0)));
+    }
+
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.dispatch.sync(caller(req, 0), reply, move |vault, _| vault.fsync_directory(Ino(ino.0)));
+    }
+
+    /// The kernel's way to learn that directories need no handle and may be remembered; it never asks again.
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let (directory, forget) = (Ino(ino.0), self.forgetting(Ino(ino.0)));
+        self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
+            listing::names(vault, caller, directory, offset, reply).map(&forget)
+        });
+    }
+
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let (directory, forget) = (Ino(ino.0), self.forgetting(Ino(ino.0)));
+        self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
+            listing::entries(vault, caller, directory, offset, reply).map(&forget)
+        });
+    }
+
+    fn statfs(&self, req: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.ask(req, reply, |vault, _| vault.space());
+    }
+
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        let Some(how) = translate::set_xattr(flags) else { return reply.error(Errno::EINVAL) };
+        let name = name.as_bytes().to_vec();
+        self.dispatch.answer(caller(req, 0), value, reply, move |vault, caller, value| {
+            vault.set_xattr(caller, Ino(ino.0), &name, value, how)
+        });
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.get_xattr(caller, Ino(ino.0), name).map(|value| Attribute { value, room })
+        });
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, room: u32, reply: ReplyXattr) {
+        self.ask(req, reply, move |vault, caller| {
+            let names = vault.list_xattr(caller, Ino(ino.0))?;
+            Ok(Attribute { value: names.into_iter().flat_map(|name| [name, vec![0]].concat()).collect(), room })
+        });
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
+            vault.remove_xattr(caller, Ino(ino.0), name)
+        });
+    }
+
+    /// As a local file system says of an ioctl that it does not know.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = translate::allocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        self.ask(req, reply, move |vault, caller| vault.allocate(caller, Handle(fh.0), mode, offset, length));
+    }
+
+    fn lseek(&self, req: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let Some(whence) = translate::seek(whence) else { return reply.error(Errno::EINVAL) };
+        // lseek(2): before the file as beyond its end there is no data.
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.ask(req, reply, move |vault, caller| {
+            vault.seek(caller, Handle(fh.0), offset, whence).map(|found| found as i64)
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((Handle(from.0), from_offset), (Handle(to.0), to_offset));
+        self.ask(req, reply, move |vault, caller| {
+            vault.copy_range(caller, from, to, length.min(COPY_AT_MOST)).map(|copied| copied as u32)
+        });
+    }
+}
+
+impl Transport {
+    /// For an operation that borrows nothing from its request.
+    fn ask<R: Reply<T>, T>(&self, req: &Request, reply: R, op: impl Fn(&Vault, &Caller) -> Result<T> + Send + 'static) {
+        self.dispatch.answer(caller(req, 0), &[], reply, move |vault, caller, _| op(vault, caller));
+    }
+
+    /// What to do with the number of entries that a listing gave. The kernel remembers every listing that it has seen to
+    /// the end, and asks whether the directory has changed only where a path leads to it. One that changes without the
+    /// kernel being told must be forgotten: once its end, which has no entries, is reached.
+    fn forgetting(&self, directory: Ino) -> impl Fn(usize) + Send + 'static {
+        let changes = changes_untold(directory).then(|| self.changes.clone());
+        move |entries| {
+            if let (0, Some(changes)) = (entries, &changes) {
+                // Nobody listens only after the end of the mount.
+                let _ = changes.send(Changed::Inode { ino: directory, data: true });
+            }
+        }
+    }
+}
+
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask, patience: Patience::Never }
+}

@@ -1,0 +1,87 @@
+//! Making and destroying KEKs. A KEK encrypts and decrypts, inside the token, and nothing else can be done with it.
+//!
+//! MODIFIABLE and COPYABLE are false because many tokens let C_SetAttributeValue or C_CopyObject give a key
+//! more rights than it was made with; and since tokens also ignore parts of a template, it is read back.
+
+use super::fault::Fault;
+use super::seat::{At, Seat};
+use crate::keys::{KekRef, KeyError, configuration};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle};
+
+impl Seat {
+    /// Makes a KEK as a token object. Every KEK is made here.
+    pub fn create(&mut self, kek: KekRef) -> Result<(), KeyError> {
+        self.climb(|at| {
+            // Only a token that is sure not to have the key may make it.
+            match at.search(kek) {
+                Err(Fault::Final(KeyError::NoSuchKey(_))) => {}
+                Ok(_) => return Err(KeyError::KekExists(kek).into()),
+                Err(other) => return Err(other),
+            }
+            let template: Vec<_> = asked(kek).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
+            let key = at.session.generate_key(&Mechanism::AesKeyGen, &template)?;
+            let verified = verify(at, kek, key);
+            if verified.is_err() {
+                at.session.destroy_object(key)?;
+            } else {
+                at.link.remember_key(kek, at.entered.generation(), key);
+            }
+            verified
+        })
+    }
+
+    /// Destroys a KEK for good, and looks that it is gone.
+    pub fn destroy(&mut self, kek: KekRef) -> Result<(), KeyError> {
+        self.climb(|at| {
+            let key = at.search(kek)?;
+            at.link.forget_key(&kek);
+            at.session.destroy_object(key)?;
+            if at.find(kek)?.is_empty() {
+                return Ok(());
+            }
+            Err(configuration(format!("the token did not destroy {kek}: destroy it with the token's own tool")).into())
+        })
+    }
+}
+
+/// What a KEK is asked to be; all of it can be read back.
+fn asked(kek: KekRef) -> Vec<Attribute> {
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Id(kek.object_id()),
+        Attribute::Label(kek.label().into_bytes()),
+    ];
+    template.extend([Attribute::Token, Attribute::Private, Attribute::Sensitive].map(|attribute| attribute(true)));
+    template.extend([Attribute::Encrypt, Attribute::Decrypt].map(|right| right(true)));
+    template.extend([Attribute::Wrap, Attribute::Unwrap, Attribute::Derive].map(|right| right(false)));
+    template.extend([Attribute::Sign, Attribute::Verify].map(|right| right(false)));
+    template.extend([Attribute::Extractable, Attribute::Modifiable, Attribute::Copyable].map(|way_out| way_out(false)));
+    template
+}
+
+/// Reads the key back: what was asked for, and what the token says of the key's past.
+fn verify(at: &At, kek: KekRef, key: ObjectHandle) -> Result<(), Fault> {
+    let past = [Attribute::Local, Attribute::AlwaysSensitive, Attribute::NeverExtractable].map(|was| was(true));
+    let wanted: Vec<_> = asked(kek).into_iter().chain(past).collect();
+    let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
+    let found = at.session.get_attributes(key, &types)?;
+    let lost: Vec<_> =
+        wanted.iter().filter(|attribute| !found.contains(attribute)).map(|a| a.attribute_type()).collect();
+    if !lost.is_empty() {
+        let message =
+            format!("the token does not keep these attributes of a KEK as asked: {lost:?}; use another token");
+        return Err(configuration(message).into());
+    }
+    let value = at.session.get_attribute_info(key, &[AttributeType::Value])?;
+    if !matches!(value[..], [AttributeInfo::Sensitive]) {
+        return Err(configuration("the token would show the value of a KEK; use another token").into());
+    }
+    match at.find(kek)?.len() {
+        0 => Err(Fault::Sick("it does not find the key that it made".to_owned())),
+        1 => Ok(()),
+        // Another process made one at the same time; both give theirs up.
+        _ => Err(KeyError::KekExists(kek).into()),
+    }
+}

@@ -1,0 +1,242 @@
+//! What a vault is: organizations, objects, versions, tombstones. Knows no kernel and no HTTP.
+//!
+//! Operations are answered from memory: a transaction (`records.rs`) changes records, changes of contents
+//! wait beside them (`content.rs`), and the writer thread stores both in batches (`writer.rs`).
+
+mod attributes;
+mod batch;
+mod catalog;
+mod changes;
+mod content;
+mod error;
+mod extents;
+mod file;
+mod fsck;
+mod graveyard;
+mod header;
+mod ids;
+mod listing;
+mod object;
+mod opening;
+mod organization;
+mod reaper;
+mod records;
+mod rename;
+mod row;
+mod settings;
+mod storing;
+mod time;
+mod tree;
+mod types;
+mod writer;
+
+pub use crate::keys::Patience;
+pub use error::{Error, Place, Result};
+pub use header::FORMAT;
+pub use ids::{Ino, ObjectId, OrgId, OrgNo, VaultId, VersionId};
+pub use settings::Settings;
+pub use time::Time;
+pub use types::*;
+
+use crate::keys::Keyring;
+use crate::store::{Segments, StateLock};
+use content::Contents;
+use file::Handles;
+use object::Tunnels;
+use organization::Organizations;
+use parking_lot::{Condvar, Mutex, RwLock};
+use records::{Records, Tx};
+use row::{Node, Task};
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use storing::FreedRuns;
+use writer::Signals;
+
+type Hook<T> = RwLock<Option<Box<dyn Fn(T) + Send + Sync>>>;
+
+/// An open vault.
+pub struct Vault {
+    id: VaultId,
+    state: PathBuf,
+    settings: Settings,
+    owner: (u32, u32),
+    show_hidden: bool,
+    keyring: Keyring,
+    records: Records,
+    segments: Segments,
+    organizations: Organizations,
+    contents: Contents,
+    handles: Handles,
+    tunnels: Tunnels,
+    signals: Signals,
+    /// Work on extents for the writer thread.
+    chores: Mutex<VecDeque<(Ino, Task, u64)>>,
+    freed: Mutex<FreedRuns>,
+    newest_segment: Mutex<HashMap<OrgNo, u32>>,
+    available: Available,
+    changed: Hook<Changed>,
+    audited: Hook<AuditEvent>,
+    reported: Hook<String>,
+    closing: Closing,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held for as long as the state directory is ours; released last.
+    lock: Mutex<Option<StateLock>>,
+}
+
+impl Vault {
+    pub fn id(&self) -> VaultId {
+        self.id
+    }
+
+    /// What the kernel must forget, for the mount.
+    pub fn on_change(&self, hook: Box<dyn Fn(Changed) + Send + Sync>) {
+        *self.changed.write() = Some(hook);
+    }
+
+    pub fn on_audit(&self, hook: Box<dyn Fn(AuditEvent) + Send + Sync>) {
+        *self.audited.write() = Some(hook);
+    }
+
+    /// Lines for the daemon's log.
+    pub fn on_report(&self, hook: Box<dyn Fn(String) + Send + Sync>) {
+        *self.reported.write() = Some(hook);
+    }
+
+    fn changed(&self, what: Changed) {
+        if let Some(hook) = &*self.changed.read() {
+            hook(what);
+        }
+    }
+
+    fn audit(&self, event: AuditEvent) {
+        if let Some(hook) = &*self.audited.read() {
+            hook(event);
+        }
+    }
+
+    fn report(&self, line: &str) {
+        match &*self.reported.read() {
+            Some(hook) => hook(line.to_owned()),
+            None => eprintln!("vaultfs: {line}"),
+        }
+    }
+
+    /// The error for something that does not authenticate, with its line in the log and its audit event.
+    fn corrupt(&self, what: &'static str, ino: Ino, at: String) -> Error {
+        let node = self.records.get::<Node>(ino).ok().flatten();
+        let object = node.as_ref().and_then(|node| node.object());
+        let version = object.and_then(|id| self.records.get::<row::Object>((ino.organization(), id)).ok().flatten());
+        let place = Place { what, ino: Some(ino), object, at };
+        self.report(&format!("authentication failed at {place}"));
+        self.audit(AuditEvent {
+            organization: self.organizations.find(ino.organization()).map(|o| o.id.to_string()),
+            object: object.map(|id| id.to_string()),
+            version: version.and_then(|o| o.current().map(|v| v.id.to_string())),
+            detail: Some(place.to_string()),
+            ..AuditEvent::new("authentication.failed")
+        });
+        Error::Corrupt(place)
+    }
+
+    /// Commits a transaction and tells the writer thread.
+    fn finish(&self, tx: Tx) -> u64 {
+        let bytes = tx.bytes();
+        let batch = tx.commit();
+        self.signals.work(bytes);
+        batch
+    }
+
+    /// Work on extents for the writer thread, beside the record of it in the same transaction.
+    fn chore(&self, ino: Ino, task: Task, epoch: u64) {
+        self.chores.lock().push_back((ino, task, epoch));
+    }
+
+    /// Refuses what the disk has no room for; deleting needs none of this.
+    fn check_space(&self, bytes: u64) -> Result<()> {
+        /// Kept free so that deletes can be committed.
+        const RESERVE: u64 = 32 << 20;
+        let available = self.available.in_directory(&self.state)?;
+        if available < bytes + self.signals.pending_bytes() + RESERVE { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
+    pub fn space(&self) -> Result<FsSpace> {
+        let space = crate::store::space(&self.state)?;
+        let blocks = |bytes: u64| bytes / extents::UNIT;
+        Ok(FsSpace {
+            block: extents::UNIT as u32,
+            blocks: blocks(space.total),
+            free: blocks(space.free),
+            available: blocks(space.available),
+            files: space.files,
+            files_free: space.files_free,
+        })
+    }
+
+    pub fn status(&self) -> Status {
+        let token = self.keyring.status();
+        let living: Vec<_> =
+            self.organizations.all().iter().map(|o| o.record.lock().clone()).filter(|r| !r.deleted).collect();
+        let sum = |count: fn(&row::OrgRecord) -> u64| living.iter().map(count).sum();
+        Status {
+            vault: self.id.to_string(),
+            format: FORMAT,
+            state_directory: self.state.display().to_string(),
+            token: TokenInfo {
+                uri: token.uri,
+                label: token.label,
+                state: token.state,
+                calls: self.keyring.token_calls(),
+                cached_keys: token.cached_keys as u64,
+                last_error: token.last_error,
+            },
+            organizations: living.len() as u64,
+            objects: sum(|r| r.objects),
+            bytes: sum(|r| r.bytes),
+            tombstones: sum(|r| r.tombstones),
+            pending_bytes: self.signals.pending_bytes(),
+            writing: self.signals.trouble().unwrap_or("ok").to_owned(),
+        }
+    }
+}
+
+/// The space that is left, asked for anew every now and then: `statvfs` for each write would cost as much as the write.
+#[derive(Default)]
+struct Available(Mutex<Option<(Instant, u64)>>);
+
+impl Available {
+    const FRESH: Duration = Duration::from_millis(50);
+
+    fn in_directory(&self, state: &Path) -> Result<u64> {
+        let mut known = self.0.lock();
+        if let Some((at, available)) = *known
+            && at.elapsed() < Self::FRESH
+        {
+            return Ok(available);
+        }
+        let available = crate::store::space(state)?.available;
+        *known = Some((Instant::now(), available));
+        Ok(available)
+    }
+}
+
+/// Tells background threads that the vault closes.
+#[derive(Default)]
+struct Closing(Mutex<bool>, Condvar);
+
+impl Closing {
+    fn set(&self) {
+        *self.0.lock() = true;
+        self.1.notify_all();
+    }
+
+    /// Whether the vault closed before the time was over.
+    fn wait_for(&self, time: Duration) -> bool {
+        let mut closing = self.0.lock();
+        if !*closing {
+            self.1.wait_for(&mut closing, time);
+        }
+        *closing
+    }
+}

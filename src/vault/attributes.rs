@@ -1,0 +1,246 @@
+//! Extended attributes: what applications set, and `user.vault.*`, which the vault says about itself.
+//!
+//! A copy (`cp -a`, `rsync -X`, `tar --xattrs`) brings the `user.vault.*` of its source along. The rule that
+//! lets it end without an error and keeps identities apart: setting one of those names on an object to a
+//! well-formed value is accepted and changes nothing while the object is new — it has never been committed,
+//! or for the first minute after its birth. Anything else about `user.vault.*` is EPERM.
+
+use super::error::{Error, Result};
+use super::ids::{Ino, OrgNo, VersionId};
+use super::row::{Attributes, ContentRecord, Kind, Node, Object};
+use super::time::Time;
+use super::{Caller, SetXattr, Vault};
+use crate::keys::KekState;
+use serde_bytes::ByteBuf;
+use std::time::Duration;
+
+const PREFIX: &[u8] = b"user.vault.";
+const VERSION_CHECK: &str = "version_check";
+const VALUE_MAX: usize = 64 * 1024;
+/// All names and values of one file, as on ext4 with large attributes.
+const TOTAL_MAX: usize = 64 * 1024;
+/// How long after its birth a copy may set what its source had.
+const NEW: Duration = Duration::from_secs(60);
+/// What each object lists; a copy may bring any of them, and those of tombstones.
+const COPIED: &[&str] = &[
+    "id", "version_id", "version", "versions", "key_id", "cipher", "created_at", "updated_at", "updated_by", "deleted_at",
+    "deleted_by", "purge_after", "original_path", "key_state", "objects", "bytes", "tombstones",
+];
+
+impl Vault {
+    pub fn get_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if let Some(own) = name.strip_prefix(PREFIX) {
+            let known = self.vault_attributes(caller, ino)?;
+            return known.into_iter().find(|(n, _)| n.as_bytes() == own).map(|(_, v)| v).ok_or(Error::NoAttribute);
+        }
+        if name.starts_with(b"system.") {
+            return Err(Error::Unsupported("POSIX access control lists"));
+        }
+        let attributes = self.own_attributes(caller, ino)?;
+        attributes.and_then(|a| a.0.get(name).map(|v| v.to_vec())).ok_or(Error::NoAttribute)
+    }
+
+    pub fn list_xattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let named = |(name, _): (String, Vec<u8>)| [PREFIX, name.as_bytes()].concat();
+        let mut names: Vec<_> = self.vault_attributes(caller, ino)?.into_iter().map(named).collect();
+        if let Some(attributes) = self.own_attributes(caller, ino)? {
+            names.extend(attributes.0.keys().cloned());
+        }
+        Ok(names)
+    }
+
+    pub fn set_xattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        if let Some(own) = name.strip_prefix(PREFIX) {
+            return self.set_vault_attribute(caller, ino, own, value);
+        }
+        if name.starts_with(b"system.") {
+            return Err(Error::Unsupported("POSIX access control lists"));
+        }
+        if value.len() > VALUE_MAX {
+            return Err(Error::AttributesFull);
+        }
+        self.change_attributes(caller, ino, |attributes| {
+            match (how, attributes.0.contains_key(name)) {
+                (SetXattr::Create, true) => return Err(Error::Exists),
+                (SetXattr::Replace, false) => return Err(Error::NoAttribute),
+                _ => {}
+            }
+            attributes.0.insert(name.to_vec(), ByteBuf::from(value));
+            let total: usize = attributes.0.iter().map(|(n, v)| n.len() + v.len()).sum();
+            if total > TOTAL_MAX { Err(Error::AttributesFull) } else { Ok(()) }
+        })
+    }
+
+    pub fn remove_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        if name.starts_with(PREFIX) {
+            return Err(Error::NotPermitted("user.vault.* belongs to the vault"));
+        }
+        if name.starts_with(b"system.") {
+            return Err(Error::Unsupported("POSIX access control lists"));
+        }
+        self.change_attributes(caller, ino, |attributes| match attributes.0.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(Error::NoAttribute),
+        })
+    }
+
+    fn own_attributes(&self, caller: &Caller, ino: Ino) -> Result<Option<std::sync::Arc<Attributes>>> {
+        if ino.is_graveyard() {
+            return Ok(None);
+        }
+        if !ino.is_top() {
+            self.enter(ino, caller.patience)?;
+        }
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        if node.attributes { self.records.get::<Attributes>(ino) } else { Ok(None) }
+    }
+
+    fn change_attributes(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        change: impl FnOnce(&mut Attributes) -> Result<()>,
+    ) -> Result<()> {
+        if ino == Ino::ROOT || ino.is_graveyard() {
+            return Err(Error::NotPermitted("a vault's root takes no attributes"));
+        }
+        self.enter(ino, caller.patience)?;
+        let mut tx = self.records.begin();
+        let mut node = (*tx.need::<Node>(ino)?).clone();
+        if node.grave.is_some() && !self.handles.lock().is_open(ino) {
+            return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
+        }
+        let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());
+        change(&mut attributes)?;
+        (node.attributes, node.ctime) = (true, Time::now());
+        tx.put(ino, attributes);
+        tx.put(ino, node);
+        self.finish(tx);
+        Ok(())
+    }
+
+    fn set_vault_attribute(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
+        let refusal = Error::NotPermitted("user.vault.* belongs to the vault");
+        let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return Err(refusal) };
+        if name == VERSION_CHECK {
+            let version: VersionId = text.parse().map_err(|()| Error::Invalid("not a version id"))?;
+            return self.set_guard(caller, ino, version);
+        }
+        if ino == Ino::ROOT || ino.is_graveyard() {
+            return Err(refusal);
+        }
+        self.enter(ino, caller.patience)?;
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        let copyable = COPIED.contains(&name) || name.starts_with("context.");
+        let committed = match node.object() {
+            Some(id) => self.records.get::<Object>((ino.organization(), id))?.is_some_and(|o| o.versions.len() > 1),
+            None => false,
+        };
+        if copyable && !committed && node.grave.is_none() && node.born.age() < NEW { Ok(()) } else { Err(refusal) }
+    }
+
+    /// `user.vault.*` without the prefix, as `mount.md` lists them.
+    fn vault_attributes(&self, caller: &Caller, ino: Ino) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut list = AttributeList::default();
+        match ino {
+            Ino::ROOT => {
+                list.add("id", self.id);
+                list.add("organizations", self.organizations.all().iter().filter(|o| !o.record.lock().deleted).count());
+                list.add("token", self.keyring.status().label);
+                list.add("format", super::header::FORMAT);
+            }
+            _ if ino.is_graveyard() => {}
+            _ if ino.is_top() => self.organization_attributes(ino, &mut list)?,
+            _ => {
+                self.enter(ino, caller.patience)?;
+                let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+                if let Kind::File { object, .. } = node.kind {
+                    self.object_attributes(ino, &node, object, &mut list)?;
+                }
+            }
+        }
+        Ok(list.0)
+    }
+
+    fn organization_attributes(&self, ino: Ino, list: &mut AttributeList) -> Result<()> {
+        let organization = self.organizations.find(ino.organization()).ok_or(Error::NotFound)?;
+        let record = organization.record.lock().clone();
+        list.add("id", record.id);
+        list.add("created_at", record.created.rfc3339());
+        list.add("key_id", record.kek);
+        list.add("key_state", self.key_state(&organization));
+        list.add("objects", record.objects);
+        list.add("bytes", record.bytes);
+        list.add("tombstones", record.tombstones);
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        self.grave_attributes(ino, &node, list)
+    }
+
+    /// `active`, `unavailable` or `destroyed`; asks the token only when it was never answered.
+    pub(super) fn key_state(&self, organization: &super::organization::Organization) -> &'static str {
+        match self.keyring.kek_state(organization.kek()) {
+            KekState::Active => "active",
+            KekState::Unavailable(_) => "unavailable",
+            KekState::Missing => "destroyed",
+        }
+    }
+
+    fn object_attributes(&self, ino: Ino, node: &Node, id: super::ids::ObjectId, list: &mut AttributeList) -> Result<()> {
+        let org = ino.organization();
+        let object = self.records.get::<Object>((org, id))?;
+        let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
+        list.add("id", id);
+        let versions = object.as_ref().map_or(&[][..], |o| &o.versions);
+        if let Some(current) = versions.last() {
+            list.add("version_id", current.id);
+            list.add("version", current.ordinal);
+        }
+        list.add("versions", versions.len());
+        let context = object.as_ref().map_or_else(|| organization.context(), |o| o.context.clone());
+        for (key, value) in context {
+            list.add(&format!("context.{key}"), value);
+        }
+        let content = self.records.get::<ContentRecord>(ino)?;
+        let kek = content.and_then(|c| c.wrapped.layers.first().map(|l| l.kek)).unwrap_or_else(|| organization.kek());
+        list.add("key_id", kek);
+        list.add("cipher", CIPHER);
+        list.add("created_at", object.as_ref().map_or(node.born, |o| o.created).rfc3339());
+        list.add("updated_at", versions.last().map_or(node.mtime, |v| v.at).rfc3339());
+        if let Some(current) = versions.last() {
+            list.add("updated_by", &current.by);
+        }
+        self.grave_attributes(ino, node, list)
+    }
+
+    fn grave_attributes(&self, ino: Ino, node: &Node, list: &mut AttributeList) -> Result<()> {
+        if let Some(grave) = self.grave_of(ino, node)? {
+            list.add("deleted_at", grave.deleted.rfc3339());
+            list.add("deleted_by", &grave.deleted_by);
+            list.add("purge_after", self.purge_after(&grave).rfc3339());
+            list.0.push(("original_path".into(), grave.original_path.clone()));
+        }
+        Ok(())
+    }
+
+    /// The organization's number by which records find it.
+    pub(super) fn number_of(&self, which: &str) -> Result<OrgNo> {
+        if let Ok(id) = which.parse() {
+            let found = self.organizations.all().into_iter().find(|o| o.id == id);
+            return found.map(|o| o.no).ok_or(Error::NotFound);
+        }
+        let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(Error::NotFound)?;
+        Ok(entry.ino.organization())
+    }
+}
+
+/// Suite 1: the DEK wrapped by AES-256-GCM in the token, contents sealed by AES-256-GCM under keys from HKDF-SHA256.
+pub const CIPHER: &str = "AES-256-GCM";
+
+#[derive(Default)]
+struct AttributeList(Vec<(String, Vec<u8>)>);
+
+impl AttributeList {
+    fn add(&mut self, name: &str, value: impl ToString) {
+        self.0.push((name.to_owned(), value.to_string().into_bytes()));
+    }
+}

@@ -1,0 +1,298 @@
+//! Contents in use: the bytes behind one inode, stored pieces below and answered changes on top.
+
+use super::Vault;
+use super::changes::Changes;
+use super::error::{Error, Place, Result};
+use super::extents::ExtentMap;
+use super::ids::{Ino, OrgNo};
+use super::row::{ContentRecord, Extent, Past, Piece, Record, RowAt, Stored, Version};
+use crate::crypto::{self, ExtentKey, LockedKey};
+use crate::keys::{KeyError, Patience};
+use crate::store::Key;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+/// A content that a handle or a batch holds on to.
+pub struct Content {
+    pub ino: Ino,
+    pub state: RwLock<State>,
+    /// The key whose commitment was checked, so that it is checked once for each unwrapping.
+    verified: Mutex<Weak<LockedKey>>,
+}
+
+#[derive(Default)]
+pub struct State {
+    /// Loaded when first needed; follows what the writer thread stores.
+    pub map: Option<ExtentMap>,
+    /// Oldest first; at most one for each batch and epoch.
+    pub dirty: Vec<Dirty>,
+    /// Held while there are changes to seal, past its age in the cache.
+    pub key: Option<Arc<LockedKey>>,
+}
+
+/// Changes that belong to one batch and one epoch.
+pub struct Dirty {
+    pub batch: u64,
+    pub epoch: u64,
+    /// Shared with the writer thread once the batch is frozen; until then it changes in place.
+    pub changes: Arc<Changes>,
+}
+
+impl State {
+    /// The changes that an operation of this batch and epoch adds to.
+    pub fn changes(&mut self, batch: u64, epoch: u64) -> &mut Changes {
+        if self.dirty.last().is_none_or(|d| (d.batch, d.epoch) != (batch, epoch)) {
+            self.dirty.push(Dirty { batch, epoch, changes: Arc::default() });
+        }
+        Arc::make_mut(&mut self.dirty.last_mut().expect("pushed above").changes)
+    }
+}
+
+/// The contents in use.
+#[derive(Default)]
+pub struct Contents(Mutex<HashMap<Ino, Weak<Content>>>);
+
+impl Contents {
+    pub fn get(&self, ino: Ino) -> Arc<Content> {
+        let mut table = self.0.lock();
+        if let Some(content) = table.get(&ino).and_then(Weak::upgrade) {
+            return content;
+        }
+        if table.len() == table.capacity() {
+            table.retain(|_, content| content.strong_count() > 0);
+        }
+        let content = Arc::new(Content { ino, state: RwLock::default(), verified: Mutex::default() });
+        table.insert(ino, Arc::downgrade(&content));
+        content
+    }
+
+    /// The content if it is in use.
+    pub fn find(&self, ino: Ino) -> Option<Arc<Content>> {
+        self.0.lock().get(&ino).and_then(Weak::upgrade)
+    }
+}
+
+/// The keys of a content's rows: everything below `org ‖ ino`.
+pub fn rows_of<R: Record>(ino: Ino, like: RowAt) -> (RowAt, Key, Key) {
+    debug_assert_eq!(like.table, R::TABLE);
+    (like, Key::from(&ino.0.to_be_bytes()[..]), Key::from(&(ino.0 + 1).to_be_bytes()[..]))
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().expect("keys are made of 8-byte numbers"))
+}
+
+impl Vault {
+    /// The content's key, from the cache or the token; its commitment is checked.
+    pub(super) fn content_key(&self, content: &Content, patience: Patience) -> Result<Arc<LockedKey>> {
+        let record = self.records.get::<ContentRecord>(content.ino)?.ok_or_else(|| self.missing_key(content.ino))?;
+        let org = content.ino.organization();
+        let key = self
+            .keyring
+            .unwrap(org.0, &record.wrapped, &record.context, patience)
+            .map_err(|error| self.key_error(error, content.ino))?;
+        if Weak::as_ptr(&content.verified.lock()) != Arc::as_ptr(&key) {
+            let expected = crypto::commitment(&key, &self.organization_id(org)?, content.ino.0, &record.wrapped.dek_id);
+            if !crypto::same_tag(&expected, &record.commitment) {
+                return Err(self.corrupt("commitment", content.ino, String::new()));
+            }
+            *content.verified.lock() = Arc::downgrade(&key);
+        }
+        Ok(key)
+    }
+
+    fn missing_key(&self, ino: Ino) -> Error {
+        self.corrupt("wrapped key", ino, "missing".into())
+    }
+
+    fn key_error(&self, error: KeyError, ino: Ino) -> Error {
+        match error {
+            KeyError::Authentication => self.corrupt("wrapped key", ino, String::new()),
+            other => other.into(),
+        }
+    }
+
+    /// Fills `buffer` with the bytes at `offset` of the current value; what no piece or change holds is zero.
+    pub(super) fn read_content(
+        &self,
+        content: &Content,
+        offset: u64,
+        buffer: &mut [u8],
+        patience: Patience,
+    ) -> Result<()> {
+        let range = offset..offset + buffer.len() as u64;
+        self.load_map(content)?;
+        // Held until the bytes are opened: the writer thread frees no piece that is being read.
+        let state = content.state.read();
+        let covering = state.dirty.iter().rposition(|d| d.changes.cover(range.clone()));
+        if covering.is_none() {
+            let map = state.map.as_ref().expect("loaded above, and never unloaded");
+            let mut key = state.key.clone();
+            for (at, piece) in map.overlapping(range.clone()) {
+                let key = match &key {
+                    Some(key) => key.clone(),
+                    None => key.insert(self.content_key(content, patience)?).clone(),
+                };
+                self.open_part(content.ino, &key, at, piece, &range, buffer)?;
+            }
+        }
+        for dirty in &state.dirty[covering.unwrap_or(0)..] {
+            dirty.changes.overlay(offset, buffer);
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with the bytes at `offset` of a committed version.
+    pub(super) fn read_version(
+        &self,
+        content: &Content,
+        version: &Version,
+        pieces: &[(u64, Arc<PieceOf>)],
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        debug_assert_eq!(content.ino, version.content);
+        let range = offset..offset + buffer.len() as u64;
+        let touched = |(at, p): &&(u64, Arc<PieceOf>)| *at < range.end && at + u64::from(p.piece().len) > range.start;
+        for (at, piece) in pieces.iter().filter(touched) {
+            let key = self.content_key(content, Patience::Wait)?;
+            self.open_part(content.ino, &key, *at, piece.piece(), &range, buffer)?;
+        }
+        Ok(())
+    }
+
+    /// The pieces that make up a committed version; what it holds must have been stored.
+    pub(super) fn pieces_of(&self, version: &Version) -> Result<Vec<(u64, Arc<PieceOf>)>> {
+        let ino = version.content;
+        let mut pieces = Vec::new();
+        for (key, row) in self.live_rows(ino)? {
+            if row.0.born <= version.epoch {
+                pieces.push((number(&key[8..]), Arc::new(PieceOf::Live(row))));
+            }
+        }
+        for (key, row) in self.past_rows(ino)? {
+            let died = number(&key[8..16]);
+            if row.0.born <= version.epoch && version.epoch < died {
+                pieces.push((number(&key[16..]), Arc::new(PieceOf::Past(row))));
+            }
+        }
+        pieces.sort_by_key(|(at, _)| *at);
+        Ok(pieces)
+    }
+
+    /// Loads the map of the current value if it is not there yet.
+    pub(super) fn load_map(&self, content: &Content) -> Result<()> {
+        if content.state.read().map.is_some() {
+            return Ok(());
+        }
+        let mut state = content.state.write();
+        if state.map.is_none() {
+            state.map = Some(self.stored_map(content.ino)?);
+        }
+        Ok(())
+    }
+
+    /// Loads everything that changing the map needs (only the writer thread does).
+    pub(super) fn complete_map<'a>(&self, ino: Ino, state: &'a mut State) -> Result<&'a mut ExtentMap> {
+        if state.map.is_none() {
+            state.map = Some(self.stored_map(ino)?);
+        }
+        let map = state.map.as_mut().expect("set above");
+        if !map.is_complete() {
+            let past = self.past_rows(ino)?;
+            map.complete_with(past.into_iter().map(|(k, r)| ((number(&k[8..16]), number(&k[16..])), r.0.clone())));
+        }
+        Ok(map)
+    }
+
+    fn stored_map(&self, ino: Ino) -> Result<ExtentMap> {
+        let rows = self.live_rows(ino)?;
+        Ok(ExtentMap::of_live(rows.into_iter().map(|(key, row)| (number(&key[8..]), row.0.clone()))))
+    }
+
+    fn live_rows(&self, ino: Ino) -> Result<Vec<(Key, Arc<Extent>)>> {
+        let (like, from, to) = rows_of::<Extent>(ino, Extent::at((ino, 0)));
+        self.records.scan_all(like, from, to)
+    }
+
+    fn past_rows(&self, ino: Ino) -> Result<Vec<(Key, Arc<Past>)>> {
+        let (like, from, to) = rows_of::<Past>(ino, Past::at((ino, 0, 0)));
+        self.records.scan_all(like, from, to)
+    }
+
+    /// Opens what `piece` (at file offset `at`) has of `range` into `buffer`, which stands at `range.start`.
+    pub(super) fn open_part(
+        &self,
+        ino: Ino,
+        key: &LockedKey,
+        at: u64,
+        piece: &Piece,
+        range: &Range<u64>,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let org = ino.organization();
+        let wanted = range.start.max(at)..range.end.min(at + u64::from(piece.len));
+        let target = &mut buffer[(wanted.start - range.start) as usize..(wanted.end - range.start) as usize];
+        let inside = (wanted.start - at) as usize + piece.skip as usize;
+        let blocks = piece.block.covering(inside..inside + target.len());
+        let bytes = piece.block_range(blocks.start).start..piece.block_range(blocks.end - 1).end;
+        let tags = blocks.start - piece.blocks().start..blocks.end - piece.blocks().start;
+        let tags = piece.tags.get(tags).ok_or_else(|| self.corrupt("extent", ino, at.to_string()))?;
+        let cipher = ExtentKey::new(
+            key,
+            &piece.salt,
+            &self.organization_id(org)?,
+            ino.0,
+            piece.block,
+            piece.extent_len as usize,
+        );
+        let open = |data: &mut [u8]| -> Result<()> {
+            self.read_stored(org, piece, bytes.start, data)?;
+            let opened = cipher.open(blocks.start, data, tags);
+            opened.map_err(|_| self.corrupt("block", ino, wanted.start.to_string()))
+        };
+        if bytes.start == inside && bytes.len() == target.len() {
+            return open(target);
+        }
+        let mut whole = zeroize::Zeroizing::new(vec![0; bytes.len()]);
+        open(&mut whole)?;
+        target.copy_from_slice(&whole[inside - bytes.start..][..target.len()]);
+        Ok(())
+    }
+
+    fn read_stored(&self, org: OrgNo, piece: &Piece, from: usize, data: &mut [u8]) -> Result<()> {
+        match &piece.bytes {
+            Stored::Inline(bytes) => {
+                let part = bytes.get(from..from + data.len()).ok_or(Error::Corrupt(Place {
+                    what: "extent",
+                    ino: None,
+                    object: None,
+                    at: "inline".into(),
+                }))?;
+                data.copy_from_slice(part);
+            }
+            Stored::Segment(place) => {
+                let at = crate::store::Place { offset: place.offset + from as u64, ..*place };
+                self.segments.read(org.0, at, data)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A piece as its row holds it.
+pub enum PieceOf {
+    Live(Arc<Extent>),
+    Past(Arc<Past>),
+}
+
+impl PieceOf {
+    fn piece(&self) -> &Piece {
+        match self {
+            PieceOf::Live(row) => &row.0,
+            PieceOf::Past(row) => &row.0,
+        }
+    }
+}

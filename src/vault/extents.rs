@@ -1,0 +1,276 @@
+//! The extent map of one content: which piece of which extent holds each byte, now and in kept versions.
+//!
+//! Pieces are immutable. Overwriting cuts the live pieces: what an earlier version still needs becomes a
+//! past piece, the rest is dropped, and blocks of a segment that no piece touches any more are freed.
+
+use super::row::{Piece, Stored};
+use crate::store;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// The unit in which a segment's bytes are laid out and given back.
+pub const UNIT: u64 = 4096;
+
+/// A run of a segment that nothing needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeRun {
+    pub at: store::Place,
+    /// Bytes, a multiple of `UNIT`.
+    pub len: u64,
+}
+
+/// What a change of the map means for the stored records.
+#[derive(Default, Debug)]
+pub struct MapChanges {
+    /// Live pieces by offset; `None` where one went.
+    pub live: BTreeMap<u64, Option<Piece>>,
+    /// Past pieces by (epoch in which they died, offset).
+    pub past: BTreeMap<(u64, u64), Option<Piece>>,
+    pub freed: Vec<FreeRun>,
+}
+
+/// Live pieces by offset, past pieces by (epoch of death, offset), and how many pieces touch each block.
+#[derive(Default)]
+pub struct ExtentMap {
+    live: BTreeMap<u64, Piece>,
+    past: BTreeMap<(u64, u64), Piece>,
+    uses: HashMap<store::Place, Vec<u32>>,
+    /// Whether past pieces and uses are here too, which only changing the map needs.
+    complete: bool,
+}
+
+impl ExtentMap {
+    /// A map for reading the current value.
+    pub fn of_live(live: impl IntoIterator<Item = (u64, Piece)>) -> Self {
+        ExtentMap { live: live.into_iter().collect(), ..Default::default() }
+    }
+
+    /// Adds what is needed to change the map.
+    pub fn complete_with(&mut self, past: impl IntoIterator<Item = ((u64, u64), Piece)>) {
+        self.past = past.into_iter().collect();
+        self.uses.clear();
+        for piece in self.live.values().chain(self.past.values()) {
+            count(&mut self.uses, piece, 1);
+        }
+        self.complete = true;
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Live pieces that touch `range`, with their offsets.
+    pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Piece)> {
+        let first = self.live.range(..=range.start).next_back().map_or(range.start, |(at, _)| *at);
+        self.live
+            .range(first..range.end.max(first))
+            .map(|(at, piece)| (*at, piece))
+            .filter(move |(at, piece)| at + u64::from(piece.len) > range.start)
+    }
+
+    /// Bytes that the live pieces take in the store.
+    pub fn stored(&self) -> u64 {
+        self.live.values().map(stored_bytes).sum()
+    }
+
+    /// Inline pieces and their bytes, to be folded into a segment when they grow many.
+    pub fn inline(&self) -> impl Iterator<Item = (u64, &Piece)> {
+        self.live.iter().filter(|(_, p)| matches!(p.bytes, Stored::Inline(_))).map(|(at, p)| (*at, p))
+    }
+
+    /// Makes `range` a hole as of `epoch`.
+    pub fn cut(&mut self, range: Range<u64>, epoch: u64, changes: &mut MapChanges) {
+        assert!(self.complete, "a map is completed before it changes");
+        let touched: Vec<u64> = self.overlapping(range.clone()).map(|(at, _)| at).collect();
+        for at in touched {
+            let piece = self.live.remove(&at).expect("found above");
+            let end = at + u64::from(piece.len);
+            changes.live.insert(at, None);
+            let lost = range.start.max(at)..range.end.min(end);
+            for kept in [at..lost.start, lost.end..end] {
+                if !kept.is_empty() {
+                    self.put_live(kept.start, piece.part(at, kept), changes);
+                }
+            }
+            if piece.born < epoch {
+                let part = piece.part(at, lost.clone());
+                count(&mut self.uses, &part, 1);
+                changes.past.insert((epoch, lost.start), Some(part.clone()));
+                self.past.insert((epoch, lost.start), part);
+            }
+            release(&mut self.uses, &piece, changes);
+        }
+    }
+
+    /// Lays a new piece over the map; its range has been cut.
+    pub fn insert(&mut self, at: u64, piece: Piece, changes: &mut MapChanges) {
+        self.put_live(at, piece, changes);
+    }
+
+    /// Drops past pieces that died in `epoch` or before.
+    pub fn prune(&mut self, epoch: u64, changes: &mut MapChanges) {
+        assert!(self.complete, "a map is completed before it changes");
+        let kept = self.past.split_off(&(epoch + 1, 0));
+        for (key, piece) in std::mem::replace(&mut self.past, kept) {
+            changes.past.insert(key, None);
+            release(&mut self.uses, &piece, changes);
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, changes: &mut MapChanges) {
+        self.prune(u64::MAX - 1, changes);
+        for (at, piece) in std::mem::take(&mut self.live) {
+            changes.live.insert(at, None);
+            release(&mut self.uses, &piece, changes);
+        }
+    }
+
+    fn put_live(&mut self, at: u64, piece: Piece, changes: &mut MapChanges) {
+        count(&mut self.uses, &piece, 1);
+        changes.live.insert(at, Some(piece.clone()));
+        self.live.insert(at, piece);
+    }
+}
+
+impl Piece {
+    /// The part of a piece at file offset `at` that holds the file range `part`.
+    pub fn part(&self, at: u64, part: Range<u64>) -> Piece {
+        let blocks = self.blocks();
+        let mut new = self.clone();
+        new.skip += (part.start - at) as u32;
+        new.len = (part.end - part.start) as u32;
+        let kept = new.blocks();
+        new.tags = self.tags[kept.start - blocks.start..kept.end - blocks.start].to_vec();
+        new
+    }
+
+    /// The numbers of the extent's blocks that the piece touches.
+    pub fn blocks(&self) -> Range<usize> {
+        self.block.covering(self.skip as usize..(self.skip + self.len) as usize)
+    }
+
+    /// The bytes of the extent that block `number` holds.
+    pub fn block_range(&self, number: usize) -> Range<usize> {
+        let size = self.block.bytes();
+        number * size..((number + 1) * size).min(self.extent_len as usize)
+    }
+}
+
+/// What a piece costs: whole blocks of a segment, or its ciphertext in a row.
+fn stored_bytes(piece: &Piece) -> u64 {
+    match &piece.bytes {
+        Stored::Segment(_) => u64::from(piece.len).div_ceil(UNIT) * UNIT,
+        Stored::Inline(_) => u64::from(piece.len).div_ceil(512) * 512,
+    }
+}
+
+fn count(uses: &mut HashMap<store::Place, Vec<u32>>, piece: &Piece, by: u32) {
+    if let Stored::Segment(place) = piece.bytes {
+        let counts = uses.entry(place).or_insert_with(|| vec![0; piece.block.count(piece.extent_len as usize)]);
+        piece.blocks().for_each(|block| counts[block] += by);
+    }
+}
+
+/// Takes a piece's uses back and frees the blocks that nothing uses now.
+fn release(uses: &mut HashMap<store::Place, Vec<u32>>, piece: &Piece, changes: &mut MapChanges) {
+    let Stored::Segment(place) = piece.bytes else { return };
+    let Some(counts) = uses.get_mut(&place) else { return };
+    for block in piece.blocks() {
+        counts[block] -= 1;
+        if counts[block] > 0 {
+            continue;
+        }
+        let bytes = piece.block_range(block);
+        let at = store::Place { offset: place.offset + bytes.start as u64, ..place };
+        let len = (bytes.len() as u64).div_ceil(UNIT) * UNIT;
+        match changes.freed.last_mut() {
+            Some(run) if run.at.segment == at.segment && run.at.offset + run.len == at.offset => run.len += len,
+            _ => changes.freed.push(FreeRun { at, len }),
+        }
+    }
+    if counts.iter().all(|count| *count == 0) {
+        uses.remove(&place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{BlockSize, Salt};
+    use proptest::prelude::*;
+
+    fn piece(len: u32, epoch: u64, offset: u64) -> Piece {
+        let block = BlockSize::for_extent(len as usize);
+        Piece {
+            len,
+            born: epoch,
+            salt: Salt::fresh(),
+            block,
+            extent_len: len,
+            skip: 0,
+            tags: vec![[0; 16]; block.count(len as usize)],
+            bytes: Stored::Segment(store::Place { segment: 1, offset }),
+        }
+    }
+
+    proptest! {
+        /// After any overwrites and commits: every byte is where it was written, kept versions are whole,
+        /// and exactly the blocks that nothing uses were freed.
+        #[test]
+        fn overwrites_keep_versions_and_free_the_rest(
+            ops in proptest::collection::vec((0u64..40_000, 1u32..30_000, any::<bool>()), 1..30),
+            keep_last in 0u64..4,
+        ) {
+            let mut map = ExtentMap::default();
+            map.complete_with([]);
+            let mut changes = MapChanges::default();
+            let mut models: Vec<Vec<u64>> = vec![vec![0; 70_000]];
+            let (mut epoch, mut tail, mut allocated) = (1, 0, std::collections::BTreeSet::new());
+            for (number, (at, len, commit)) in ops.into_iter().enumerate() {
+                map.cut(at..at + u64::from(len), epoch, &mut changes);
+                map.insert(at, piece(len, epoch, tail), &mut changes);
+                let padded = u64::from(len).div_ceil(UNIT) * UNIT;
+                allocated.extend((tail..tail + padded).step_by(UNIT as usize));
+                // The model holds for each byte the extent's place plus the offset in it, plus one.
+                let current = models.last_mut().unwrap();
+                for i in 0..u64::from(len) {
+                    current[(at + i) as usize] = tail * 100_000 + i + 1;
+                }
+                tail += padded;
+                let _ = number;
+                if commit {
+                    epoch += 1;
+                    models.push(models.last().unwrap().clone());
+                }
+            }
+            let oldest = epoch.saturating_sub(keep_last).max(1);
+            map.prune(oldest, &mut changes);
+            for (version, model) in (1..=epoch).zip(&models).filter(|(v, _)| *v >= oldest) {
+                let mut seen = vec![0u64; 70_000];
+                let past = map.past.iter().filter(|((died, _), p)| p.born <= version && version < *died).map(|((_, at), p)| (*at, p));
+                let live = map.live.iter().filter(|(_, p)| p.born <= version).map(|(at, p)| (*at, p));
+                for (at, piece) in past.chain(live) {
+                    let Stored::Segment(place) = &piece.bytes else { unreachable!() };
+                    prop_assert_eq!(piece.tags.len(), piece.blocks().len());
+                    for i in 0..u64::from(piece.len) {
+                        prop_assert_eq!(seen[(at + i) as usize], 0, "two pieces for one byte");
+                        seen[(at + i) as usize] = place.offset * 100_000 + u64::from(piece.skip) + i + 1;
+                    }
+                }
+                prop_assert_eq!(&seen, model, "version {}", version);
+            }
+            let mut freed = std::collections::BTreeSet::new();
+            for run in &changes.freed {
+                for unit in (run.at.offset..run.at.offset + run.len).step_by(UNIT as usize) {
+                    prop_assert!(freed.insert(unit), "freed twice");
+                }
+            }
+            map.clear(&mut changes);
+            for run in &changes.freed {
+                freed.extend((run.at.offset..run.at.offset + run.len).step_by(UNIT as usize));
+            }
+            prop_assert_eq!(freed, allocated, "everything comes back in the end");
+        }
+    }
+}

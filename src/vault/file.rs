@@ -1,0 +1,523 @@
+//! Open files: reading and writing, sizes, holes, and what a close commits.
+
+use super::content::{Content, State};
+use super::error::{Error, Result};
+use super::extents::ExtentMap;
+use super::ids::Ino;
+use super::records::Tx;
+use super::row::{ContentRecord, Node, Object, Pending, Task};
+use super::time::Time;
+use super::{Access, Allocate, Attr, Caller, Handle, Make, Seek, SetAttr, Vault};
+use crate::crypto;
+use crate::keys::{FreshDek, Patience};
+use crate::store::Durability;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The largest file: offsets are signed 64-bit numbers in the kernel.
+const SIZE_MAX: u64 = i64::MAX as u64;
+const COPY: usize = 1 << 20;
+
+/// One open of one file.
+pub struct OpenFile {
+    pub ino: Ino,
+    access: Access,
+    content: Arc<Content>,
+    /// Made by the open: at its end the empty value is a version too, if nothing was written.
+    created: bool,
+    /// Changed something since its last flush.
+    wrote: AtomicBool,
+}
+
+impl OpenFile {
+    /// Made without a name; who makes it commits its value by giving it one.
+    pub fn nameless(ino: Ino, access: Access, content: Arc<Content>) -> Self {
+        OpenFile { ino, access, content, created: false, wrote: AtomicBool::new(false) }
+    }
+}
+
+/// Open files by handle, and how often each inode is open.
+#[derive(Default)]
+pub struct Handles(Mutex<Table>);
+
+#[derive(Default)]
+pub struct Table {
+    last: u64,
+    files: HashMap<Handle, Arc<OpenFile>>,
+    open: HashMap<Ino, usize>,
+}
+
+impl Table {
+    pub fn is_open(&self, ino: Ino) -> bool {
+        self.open.contains_key(&ino)
+    }
+
+    pub fn add(&mut self, file: OpenFile) -> Handle {
+        self.last += 1;
+        *self.open.entry(file.ino).or_default() += 1;
+        self.files.insert(Handle(self.last), Arc::new(file));
+        Handle(self.last)
+    }
+}
+
+impl Handles {
+    pub fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock()
+    }
+
+    fn find(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        self.0.lock().files.get(&handle).cloned().ok_or(Error::BadHandle)
+    }
+}
+
+impl Vault {
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        access: Access,
+    ) -> Result<(Attr, Handle)> {
+        self.check_writable_folder(parent)?;
+        self.enter(parent, caller.patience)?;
+        self.signals.admit(caller.patience == Patience::Wait)?;
+        let mut tx = self.records.begin();
+        let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
+        let content = self.contents.get(ino);
+        let file = OpenFile { ino, access, content, created: true, wrote: AtomicBool::new(false) };
+        let handle = self.handles.lock().add(file);
+        self.finish(tx);
+        Ok((Attr::of(ino, &node), handle))
+    }
+
+    /// Opens a file. Its key is unwrapped now, so that reading does not fail later for want of it.
+    pub fn open_file(&self, caller: &Caller, ino: Ino, access: Access) -> Result<Handle> {
+        self.enter(ino, caller.patience)?;
+        let content = self.contents.get(ino);
+        self.openable(ino, self.handles.lock().is_open(ino))?;
+        if self.records.get::<ContentRecord>(ino)?.is_some() {
+            self.content_key(&content, caller.patience)?;
+        }
+        let handle = {
+            let mut handles = self.handles.lock();
+            // Again, now that nobody can take its last name away.
+            self.openable(ino, handles.is_open(ino))?;
+            handles.add(OpenFile { ino, access, content, created: false, wrote: AtomicBool::new(false) })
+        };
+        if access.truncate
+            && let Err(error) = self.set_size(caller, ino, 0, Some(handle))
+        {
+            self.release(handle)?;
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    fn openable(&self, ino: Ino, open: bool) -> Result<()> {
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        if node.object().is_none() {
+            return Err(if node.kind.is_directory() { Error::IsADirectory } else { Error::Invalid("not a regular file") });
+        }
+        if node.grave.is_some() && !open {
+            return Err(Error::Denied("deleted: restore it to read it"));
+        }
+        Ok(())
+    }
+
+    pub fn read(&self, caller: &Caller, handle: Handle, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let file = self.handles.find(handle)?;
+        let size = self.records.get::<Node>(file.ino)?.ok_or(Error::NotFound)?.size;
+        let len = size.saturating_sub(offset).min(len as u64) as usize;
+        let mut buffer = vec![0; len];
+        if len > 0 {
+            self.read_content(&file.content, offset, &mut buffer, caller.patience)?;
+        }
+        Ok(buffer)
+    }
+
+    pub fn write(&self, caller: &Caller, handle: Handle, offset: u64, data: &[u8]) -> Result<()> {
+        let file = self.handles.find(handle)?;
+        if !file.access.write {
+            return Err(Error::BadHandle);
+        }
+        self.signals.admit(caller.patience == Patience::Wait)?;
+        self.check_space(data.len() as u64)?;
+        let mut state = file.content.state.write();
+        let mut tx = self.records.begin();
+        let node = tx.need::<Node>(file.ino)?;
+        let offset = if file.access.append { node.size } else { offset };
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX).ok_or(Error::TooBig)?;
+        if state.key.is_none() {
+            // Asking the token may take long; nobody may wait for that in the transaction.
+            drop(tx);
+            let fresh = self.bring_key(caller, &file.content, &mut state)?;
+            tx = self.records.begin();
+            if let Some(record) = fresh {
+                tx.put_new(file.ino, record);
+            }
+        }
+        let node = tx.need::<Node>(file.ino)?;
+        let epoch = node.epoch;
+        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
+        self.change_content(tx, &file.content, data.len(), |batch| state.changes(batch, epoch).write(offset, data));
+        file.wrote.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts the content's key into its state; for a content that has none, makes one and returns its record.
+    fn bring_key(&self, caller: &Caller, content: &Content, state: &mut State) -> Result<Option<ContentRecord>> {
+        if self.records.get::<ContentRecord>(content.ino)?.is_some() {
+            state.key = Some(self.content_key(content, caller.patience)?);
+            return Ok(None);
+        }
+        let node = self.records.get::<Node>(content.ino)?.ok_or(Error::NotFound)?;
+        let organization = self.organizations.find(content.ino.organization()).ok_or(Error::NotFound)?;
+        let context = organization.context();
+        let FreshDek { key, wrapped } =
+            self.keyring.fresh(organization.no.0, organization.kek(), &context, caller.patience)?;
+        let record = ContentRecord {
+            commitment: crypto::commitment(&key, &organization.id.bytes(), content.ino.0, &wrapped.dek_id),
+            wrapped,
+            context,
+            owners: node.object().into_iter().collect(),
+        };
+        state.key = Some(key);
+        if state.map.is_none() {
+            // It never held a byte, so nothing is stored of it.
+            let mut map = ExtentMap::default();
+            map.complete_with([]);
+            state.map = Some(map);
+        }
+        Ok(Some(record))
+    }
+
+    /// The value changes: size, times, and that no version holds it yet.
+    fn change_value(&self, tx: &mut Tx, ino: Ino, node: &Node, size: u64, strip: u32) -> Result<()> {
+        let now = Time::now();
+        if !node.changed {
+            tx.put((ino, Task::Commit), Pending { epoch: 0 });
+        }
+        if size != node.size && node.links > 0 {
+            let old = node.size;
+            self.count(tx, ino.organization(), |org| org.bytes = (org.bytes + size).saturating_sub(old))?;
+        }
+        tx.put(ino, Node { size, mtime: now, ctime: now, changed: true, mode: node.mode & !strip, ..node.clone() });
+        Ok(())
+    }
+
+    /// Commits a transaction and makes its changes of a content, whose state the caller holds locked.
+    fn change_content(&self, mut tx: Tx, content: &Arc<Content>, bytes: usize, change: impl FnOnce(u64)) {
+        tx.change_content(content.clone(), bytes);
+        let batch = self.finish(tx);
+        change(batch);
+    }
+
+    /// A close of one descriptor: commits a version if this writer changed the value.
+    pub fn flush(&self, caller: &Caller, handle: Handle) -> Result<()> {
+        let file = self.handles.find(handle)?;
+        let mut batch = None;
+        if file.access.write && file.wrote.load(Ordering::Relaxed) {
+            batch = self.commit_open(caller, &file)?;
+            file.wrote.store(false, Ordering::Relaxed);
+        }
+        self.signals.check()?;
+        match batch {
+            Some(batch) if self.settings.sync_on_close => {
+                if caller.patience == Patience::Never {
+                    return Err(Error::WouldWait);
+                }
+                self.signals.wait_for(batch, Durability::Synced)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn commit_open(&self, caller: &Caller, file: &OpenFile) -> Result<Option<u64>> {
+        let mut tx = self.records.begin();
+        let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(None) };
+        if node.links == 0 && node.grave.is_none() && node.guard.is_none() {
+            return Ok(None);
+        }
+        self.commit_version(&mut tx, caller, file.ino, false)?;
+        Ok(Some(self.finish(tx)))
+    }
+
+    /// The last reference to an open file is gone.
+    pub fn release(&self, handle: Handle) -> Result<()> {
+        let file = self.handles.find(handle)?;
+        let last = {
+            let mut handles = self.handles.lock();
+            handles.files.remove(&handle);
+            let count = handles.open.get_mut(&file.ino).expect("every handle is counted");
+            *count -= 1;
+            let last = *count == 0;
+            if last {
+                handles.open.remove(&file.ino);
+            }
+            last
+        };
+        if !last {
+            return Ok(());
+        }
+        let mut tx = self.records.begin();
+        let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
+        if node.links > 0 || node.grave.is_some() {
+            if node.changed || file.created {
+                // What a mapping wrote after the last close. A lost version check was reported there.
+                let committed = self.commit_version(&mut tx, &Caller::owner(&node), file.ino, file.created);
+                if committed.is_ok() {
+                    self.finish(tx);
+                }
+            }
+            return Ok(());
+        }
+        self.end_orphan(&mut tx, file.ino, &node)?;
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// Removes an inode that lost its last name and its last handle.
+    pub(super) fn end_orphan(&self, tx: &mut Tx, ino: Ino, node: &Node) -> Result<()> {
+        tx.delete::<Pending>((ino, Task::Orphan));
+        tx.delete::<Pending>((ino, Task::Commit));
+        self.remove_node(tx, ino, node, false)?;
+        let needed = match (tx.get::<ContentRecord>(ino)?, node.object()) {
+            (Some(record), Some(id)) => {
+                // An owner stays one while its versions name the content.
+                let named = |owner: &_| -> Result<bool> {
+                    let object = tx.get::<Object>((ino.organization(), *owner))?;
+                    Ok(object.is_some_and(|o| o.versions.iter().any(|v| v.content == ino)))
+                };
+                let mut named_by_any = false;
+                for owner in record.owners.iter().chain([&id]) {
+                    named_by_any |= named(owner)?;
+                }
+                named_by_any
+            }
+            _ => true,
+        };
+        if !needed {
+            self.destroy_content(tx, ino)?;
+        }
+        Ok(())
+    }
+
+    pub fn fsync(&self, caller: &Caller, handle: Handle) -> Result<()> {
+        let file = self.handles.find(handle)?;
+        if caller.patience == Patience::Never {
+            return Err(Error::WouldWait);
+        }
+        if let Some(node) = self.records.get::<Node>(file.ino)?
+            && node.changed
+            && let (Some(expected), Some(id)) = (node.guard, node.object())
+            && let Some(object) = self.records.get::<Object>((file.ino.organization(), id))?
+            && let Some(current) = object.current()
+            && expected.belongs_to(id)
+            && (object.ino != file.ino || current.id != expected)
+        {
+            return Err(Error::VersionLost { expected, current: current.id });
+        }
+        self.sync()
+    }
+
+    pub fn fsync_directory(&self, _directory: Ino) -> Result<()> {
+        self.sync()
+    }
+
+    /// Everything answered so far is on the disk when this returns.
+    pub fn sync(&self) -> Result<()> {
+        self.signals.wait_for(self.records.last_batch(), Durability::Synced)
+    }
+
+    /// Everything answered so far is stored when this returns.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.signals.wait_for(self.records.last_batch(), Durability::Ordered)
+    }
+
+    pub fn set_attr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        if ino == Ino::ROOT || ino.is_graveyard() {
+            return Err(Error::NotPermitted("the mount's owner and mode are its own"));
+        }
+        self.enter(ino, caller.patience)?;
+        if let Some(size) = set.size {
+            self.set_size(caller, ino, size, set.handle)?;
+        }
+        let mut tx = self.records.begin();
+        let mut node = (*tx.need::<Node>(ino)?).clone();
+        if node.grave.is_some() && !self.handles.lock().is_open(ino) {
+            return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
+        }
+        if set.uid.is_some() || set.gid.is_some() {
+            if !node.kind.is_directory() {
+                node.mode &= !stripped(node.mode);
+            }
+            (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));
+        }
+        if let Some(mode) = set.mode {
+            node.mode = mode & 0o7777;
+        }
+        node.atime = set.atime.unwrap_or(node.atime);
+        node.mtime = set.mtime.unwrap_or(node.mtime);
+        node.ctime = set.ctime.unwrap_or_else(Time::now);
+        let attr = Attr::of(ino, &node);
+        tx.put(ino, node);
+        self.finish(tx);
+        Ok(attr)
+    }
+
+    fn set_size(&self, caller: &Caller, ino: Ino, size: u64, handle: Option<Handle>) -> Result<()> {
+        if size > SIZE_MAX {
+            return Err(Error::TooBig);
+        }
+        let file = handle.and_then(|handle| self.handles.find(handle).ok());
+        let content = self.contents.get(ino);
+        let mut state = content.state.write();
+        let mut tx = self.records.begin();
+        let node = tx.need::<Node>(ino)?;
+        match node.object() {
+            None if node.kind.is_directory() => return Err(Error::IsADirectory),
+            None => return Err(Error::Invalid("not a regular file")),
+            Some(_) if node.grave.is_some() && file.is_none() => return Err(Error::Denied("deleted: restore it first")),
+            Some(_) => {}
+        }
+        if size == node.size && file.is_some() {
+            // Truncating to its own size changes the times, not the value.
+            let now = Time::now();
+            self.change(&mut tx, ino, |node| (node.mtime, node.ctime) = (now, now))?;
+            self.finish(tx);
+            return Ok(());
+        }
+        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        self.change_value(&mut tx, ino, &node, size, strip)?;
+        match &file {
+            Some(file) => file.wrote.store(true, Ordering::Relaxed),
+            // truncate(2): nobody closes it.
+            None => {
+                self.commit_version(&mut tx, caller, ino, false)?;
+            }
+        }
+        if size < node.size {
+            let epoch = node.epoch;
+            self.change_content(tx, &content, 0, |batch| state.changes(batch, epoch).punch(size..u64::MAX));
+        } else {
+            self.finish(tx);
+        }
+        Ok(())
+    }
+
+    pub fn allocate(&self, caller: &Caller, handle: Handle, mode: Allocate, offset: u64, len: u64) -> Result<()> {
+        let file = self.handles.find(handle)?;
+        if !file.access.write {
+            return Err(Error::BadHandle);
+        }
+        let end = offset.checked_add(len).filter(|end| *end <= SIZE_MAX).ok_or(Error::TooBig)?;
+        if len == 0 {
+            return Err(Error::Invalid("nothing to allocate"));
+        }
+        if matches!(mode, Allocate::Extend | Allocate::KeepSize) {
+            self.check_space(len)?;
+        }
+        let mut state = file.content.state.write();
+        let mut tx = self.records.begin();
+        let node = tx.need::<Node>(file.ino)?;
+        let size = match mode {
+            Allocate::Extend | Allocate::ZeroRange => node.size.max(end),
+            Allocate::KeepSize | Allocate::PunchHole | Allocate::ZeroRangeKeepSize => node.size,
+        };
+        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        self.change_value(&mut tx, file.ino, &node, size, strip)?;
+        file.wrote.store(true, Ordering::Relaxed);
+        match mode {
+            Allocate::Extend | Allocate::KeepSize => {
+                self.finish(tx);
+            }
+            Allocate::PunchHole | Allocate::ZeroRange | Allocate::ZeroRangeKeepSize => {
+                let epoch = node.epoch;
+                self.change_content(tx, &file.content, 0, |batch| state.changes(batch, epoch).punch(offset..end));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next data or hole at or after `offset`; a file ends in a hole.
+    pub fn seek(&self, caller: &Caller, handle: Handle, offset: u64, whence: Seek) -> Result<u64> {
+        let file = self.handles.find(handle)?;
+        self.enter(file.ino, caller.patience)?;
+        let size = self.records.get::<Node>(file.ino)?.ok_or(Error::NotFound)?.size;
+        if offset >= size {
+            return Err(Error::NoSuchOffset);
+        }
+        let data = self.data_ranges(&file.content, offset..size)?;
+        let inside = data.iter().find(|range| range.end > offset);
+        match whence {
+            Seek::Data => inside.map(|range| range.start.max(offset)).ok_or(Error::NoSuchOffset),
+            Seek::Hole => match inside {
+                Some(range) if range.start <= offset => Ok(range.end.min(size)),
+                _ => Ok(offset),
+            },
+        }
+    }
+
+    /// The parts of `within` that hold data, joined where they touch.
+    fn data_ranges(&self, content: &Content, within: Range<u64>) -> Result<Vec<Range<u64>>> {
+        use super::changes::Run;
+        self.load_map(content)?;
+        let state = content.state.read();
+        let map = state.map.as_ref().expect("loaded above, and never unloaded");
+        let mut ranges: Vec<Range<u64>> =
+            map.overlapping(within.clone()).map(|(at, piece)| at..at + u64::from(piece.len)).collect();
+        for dirty in &state.dirty {
+            for (start, end, run) in dirty.changes.overlapping(within.clone()) {
+                let outside = |range: Range<u64>| [range.start..range.end.min(start), range.start.max(end)..range.end];
+                ranges = ranges.into_iter().flat_map(outside).filter(|range| !range.is_empty()).collect();
+                if matches!(run, Run::Data(_)) {
+                    ranges.push(start..end);
+                }
+            }
+        }
+        ranges.sort_by_key(|range| range.start);
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+                _ => joined.push(range),
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Copies bytes between open files of any organizations; opened and sealed again on the way.
+    pub fn copy_range(&self, caller: &Caller, from: (Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
+        let mut copied = 0;
+        while copied < len {
+            let part = self.read(caller, from.0, from.1 + copied, (len - copied).min(COPY as u64) as usize)?;
+            if part.is_empty() {
+                break;
+            }
+            self.write(caller, to.0, to.1 + copied, &part)?;
+            copied += part.len() as u64;
+        }
+        Ok(copied)
+    }
+
+    /// Bytes of a content that are answered and not stored.
+    pub(super) fn unstored_bytes(&self, ino: Ino) -> u64 {
+        use super::changes::Run;
+        let Some(content) = self.contents.find(ino) else { return 0 };
+        // A writer may hold it for long; `du` can wait for the next look.
+        let Some(state) = content.state.try_read() else { return 0 };
+        let runs = state.dirty.iter().flat_map(|d| d.changes.runs());
+        runs.map(|(_, run)| if let Run::Data(bytes) = run { bytes.len() as u64 } else { 0 }).sum()
+    }
+}
+
+/// The set-user-id bit, and set-group-id where it means that, which a change of the file takes away.
+fn stripped(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    libc::S_ISUID | group
+}

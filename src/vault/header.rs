@@ -1,0 +1,143 @@
+//! `vault.json`, the header of a state directory: what is needed to reach the vault's own key.
+//!
+//! Everything but the token's URI and the source of its PIN (which `mount` may override) is sealed: a tag
+//! under the vault's metadata key covers it, so an edit is noticed.
+
+use super::error::{Error, Result};
+use super::ids::VaultId;
+use super::records::hex;
+use super::time::Time;
+use crate::crypto::{self, LockedKey, RecordKey};
+use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, TokenUri, WrappedDek};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// The format that this version reads and writes.
+pub const FORMAT: u32 = 1;
+const NAME: &str = "vault.json";
+
+#[derive(Serialize, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    pub token: TokenUri,
+    pub pin_source: PinSource,
+    sealed: Sealed,
+    /// HMAC-SHA256 over `sealed`, hex.
+    seal: String,
+}
+
+#[derive(Serialize, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    format: u32,
+    vault: String,
+    created: String,
+    /// The KEK that wraps the vault's metadata key.
+    kek: KekRef,
+    metadata_key: WrappedDek,
+    metadata_commitment: String,
+}
+
+impl Header {
+    /// Makes the header of a new vault, and its key in the token.
+    pub fn create(keyring: &Keyring, token: TokenUri, pin_source: PinSource) -> Result<(Header, RecordKey)> {
+        let vault = VaultId::fresh();
+        let kek = KekRef::fresh();
+        keyring.create_kek(kek)?;
+        let FreshDek { key, wrapped } = keyring.fresh(0, kek, &context(vault), Patience::Wait)?;
+        let sealed = Sealed {
+            format: FORMAT,
+            vault: vault.to_string(),
+            created: Time::now().rfc3339(),
+            kek,
+            metadata_commitment: hex(&commitment(&key, vault, &wrapped)),
+            metadata_key: wrapped,
+        };
+        let records = RecordKey::new(LockedKey::take(&mut key.expose().to_owned())?);
+        let seal = hex(&records.header_tag(&sealed.bytes()));
+        Ok((Header { token, pin_source, sealed, seal }, records))
+    }
+
+    /// Reads a state directory's header; its seal is not checked yet.
+    pub fn read(state: &Path) -> Result<Header> {
+        let path = state.join(NAME);
+        let wrong = |why: String| Error::Header(format!("{}: {why}", path.display()));
+        let text = fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                wrong("no such file: this is not a vault's state directory; make one with `vaultfs init`".into())
+            }
+            _ => wrong(error.to_string()),
+        })?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| wrong(format!("not readable as JSON: {e}")))?;
+        match value["sealed"]["format"].as_u64() {
+            Some(format) if format == u64::from(FORMAT) => {}
+            Some(format) => return Err(wrong(format!("format {format}; this version reads format {FORMAT}"))),
+            None => return Err(wrong("it names no format: it was edited or damaged".into())),
+        }
+        serde_json::from_value(value).map_err(|e| wrong(format!("it was edited or damaged: {e}")))
+    }
+
+    /// Opens the vault's metadata key and checks the seal.
+    pub fn unseal(&self, keyring: &Keyring) -> Result<RecordKey> {
+        let edited = || Error::Header("vault.json was edited or damaged: its seal does not fit; restore it from a copy".into());
+        let vault = self.vault()?;
+        let sealed = &self.sealed;
+        let key = keyring.unwrap(0, &sealed.metadata_key, &context(vault), Patience::Wait).map_err(|e| match e {
+            crate::keys::KeyError::Authentication => edited(),
+            other => other.into(),
+        })?;
+        if hex(&commitment(&key, vault, &sealed.metadata_key)) != sealed.metadata_commitment {
+            return Err(edited());
+        }
+        let records = RecordKey::new(LockedKey::take(&mut key.expose().to_owned())?);
+        if !crypto::same_tag(hex(&records.header_tag(&sealed.bytes())).as_bytes(), self.seal.as_bytes()) {
+            return Err(edited());
+        }
+        Ok(records)
+    }
+
+    pub fn vault(&self) -> Result<VaultId> {
+        self.sealed.vault.parse().map_err(|()| Error::Header("vault.json: the vault's id is damaged".into()))
+    }
+
+    pub fn kek(&self) -> KekRef {
+        self.sealed.kek
+    }
+
+    /// Puts the header into the state directory: whole or not at all, and durable.
+    pub fn write(&self, state: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).expect("a header is plain data");
+        let (new, path) = (state.join("vault.json.new"), state.join(NAME));
+        let written = (|| {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(state)?.sync_all()
+        })();
+        written.map_err(|e| Error::Header(format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// Whether a directory holds a vault.
+    pub fn exists(state: &Path) -> bool {
+        state.join(NAME).exists()
+    }
+}
+
+impl Sealed {
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a header is plain data")
+    }
+}
+
+fn context(vault: VaultId) -> Vec<(String, String)> {
+    vec![("vaultId".into(), vault.to_string())]
+}
+
+fn commitment(key: &LockedKey, vault: VaultId, wrapped: &WrappedDek) -> [u8; 32] {
+    crypto::commitment(key, &vault.0.to_be_bytes(), 0, &wrapped.dek_id)
+}

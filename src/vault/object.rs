@@ -1,0 +1,356 @@
+//! Objects and their versions: committing a value, replacing one by a save, and the version check.
+
+use super::error::{Error, Result};
+use super::ids::{Ino, ObjectId, OrgNo, VersionId};
+use super::records::Tx;
+use super::row::{ContentRecord, Entry, Kind, Node, Object, Pending, Record, Task, Version};
+use super::time::Time;
+use super::{AuditEvent, Caller, Changed, Vault};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Within this time a new file takes over the id of the one that was moved away from its name and then removed.
+const TUNNEL: Duration = Duration::from_secs(15);
+const TUNNELS_MAX: usize = 4096;
+
+/// Names that objects were moved away from a moment ago.
+#[derive(Default)]
+pub struct Tunnels(Mutex<HashMap<Ino, ((Ino, Vec<u8>), Instant)>>);
+
+impl Tunnels {
+    fn remember(&self, object: Ino, name: (Ino, Vec<u8>)) {
+        let mut tunnels = self.0.lock();
+        if tunnels.len() >= TUNNELS_MAX {
+            tunnels.retain(|_, (_, since)| since.elapsed() < TUNNEL);
+        }
+        if tunnels.len() < TUNNELS_MAX {
+            tunnels.insert(object, (name, Instant::now()));
+        }
+    }
+
+    fn take(&self, object: Ino) -> Option<(Ino, Vec<u8>)> {
+        let (name, since) = self.0.lock().remove(&object)?;
+        (since.elapsed() < TUNNEL).then_some(name)
+    }
+}
+
+impl Vault {
+    /// Commits the current value as a version, if it changed since the last one. A guard that does not hold
+    /// is `VersionLost`, and nothing changes.
+    pub(super) fn commit_version(&self, tx: &mut Tx, caller: &Caller, ino: Ino, created: bool) -> Result<()> {
+        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let Some(id) = node.object() else { return Ok(()) };
+        let org = ino.organization();
+        let known = tx.get::<Object>((org, id))?;
+        let detached = known.as_ref().is_some_and(|object| object.ino != ino);
+        if let (true, Some(expected)) = (node.changed, node.guard) {
+            let current = known.as_ref().and_then(|o| o.current()).map_or(VersionId(0), |v| v.id);
+            let holds = if expected.belongs_to(id) {
+                !detached && current == expected
+            } else {
+                // It is about the object that this file will replace, if there is such a one.
+                self.owner_of(org, expected)?.is_some()
+            };
+            if !holds {
+                return Err(Error::VersionLost { expected, current });
+            }
+        }
+        if detached || !(node.changed || (created && known.is_none())) {
+            return Ok(());
+        }
+        let mut object = match known {
+            Some(object) => (*object).clone(),
+            None => self.new_object(caller, ino, &node)?,
+        };
+        self.push_version(tx, caller, id, &mut object, &mut node, ino)?;
+        tx.put((org, id), object);
+        tx.put(ino, node);
+        Ok(())
+    }
+
+    pub(super) fn new_object(&self, caller: &Caller, ino: Ino, node: &Node) -> Result<Object> {
+        let organization = self.living(ino.organization())?;
+        Ok(Object {
+            ino,
+            created: node.born,
+            created_by: caller.author(),
+            context: organization.context(),
+            versions: Vec::new(),
+        })
+    }
+
+    /// Ends the node's epoch: its value becomes the object's next version.
+    fn push_version(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        id: ObjectId,
+        object: &mut Object,
+        node: &mut Node,
+        ino: Ino,
+    ) -> Result<()> {
+        object.versions.push(Version {
+            ordinal: object.current().map_or(1, |v| v.ordinal + 1),
+            id: VersionId::fresh(id),
+            content: ino,
+            epoch: node.epoch,
+            size: node.size,
+            at: Time::now(),
+            by: caller.author(),
+        });
+        node.epoch += 1;
+        node.changed = false;
+        node.guard = node.guard.filter(|guard| !guard.belongs_to(id));
+        tx.delete::<Pending>((ino, Task::Commit));
+        self.prune_versions(tx, ino.organization(), id, object)
+    }
+
+    /// Drops versions beyond `keep_versions`, oldest first.
+    pub(super) fn prune_versions(&self, tx: &mut Tx, org: OrgNo, id: ObjectId, object: &mut Object) -> Result<()> {
+        while object.versions.len() > self.settings.keep_versions {
+            let dropped = object.versions.remove(0);
+            match object.versions.iter().find(|v| v.content == dropped.content) {
+                Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
+                None => self.disown(tx, dropped.content, id)?,
+            }
+            self.audit(AuditEvent {
+                organization: self.organizations.find(org).map(|o| o.id.to_string()),
+                object: Some(id.to_string()),
+                version: Some(dropped.id.to_string()),
+                ..AuditEvent::new("version.pruned")
+            });
+        }
+        Ok(())
+    }
+
+    /// The object needs no version of the content below `epoch`.
+    fn prune_content(&self, tx: &mut Tx, content: Ino, id: ObjectId, epoch: u64) -> Result<()> {
+        let Some(record) = tx.get::<ContentRecord>(content)? else { return Ok(()) };
+        if record.owners.iter().any(|owner| *owner != id) {
+            // Another object's versions name it too: its past goes when that owner lets go.
+            return Ok(());
+        }
+        tx.put((content, Task::Prune), Pending { epoch });
+        self.chore(content, Task::Prune, epoch);
+        Ok(())
+    }
+
+    /// No version of the object names the content any more: without other owners and without an inode its key is destroyed.
+    pub(super) fn disown(&self, tx: &mut Tx, content: Ino, id: ObjectId) -> Result<()> {
+        let Some(record) = tx.get::<ContentRecord>(content)? else { return Ok(()) };
+        let mut record = (*record).clone();
+        record.owners.retain(|owner| *owner != id);
+        if record.owners.is_empty() && tx.get::<Node>(content)?.is_none() {
+            self.destroy_content(tx, content)?;
+        } else {
+            tx.put(content, record);
+        }
+        Ok(())
+    }
+
+    /// Destroys a content's key; its extents are given back in the background.
+    pub(super) fn destroy_content(&self, tx: &mut Tx, content: Ino) -> Result<()> {
+        if let Some(record) = tx.get::<ContentRecord>(content)? {
+            self.keyring.forget(&record.wrapped.dek_id);
+            tx.delete::<ContentRecord>(content);
+            tx.delete::<Pending>((content, Task::Prune));
+            tx.put((content, Task::Reclaim), Pending { epoch: 0 });
+            self.chore(content, Task::Reclaim, 0);
+            self.signals.scrub();
+        }
+        Ok(())
+    }
+
+    /// Finishes a rename onto an existing name: `old` lost it to `new`.
+    pub(super) fn replace(&self, mut tx: Tx, caller: &Caller, old: Ino, new: Ino, at: (Ino, &[u8])) -> Result<()> {
+        let now = Time::now();
+        let mut old_node = (*tx.need::<Node>(old)?).clone();
+        let new_node = tx.need::<Node>(new)?;
+        (old_node.links, old_node.ctime) = (old_node.links.saturating_sub(1), now);
+        if let (Some(id), Some(_)) = (old_node.object(), new_node.object())
+            && old_node.links == 0
+        {
+            self.succeed(&mut tx, caller, id, (old, &old_node), new, None)?;
+            let open = self.handles.lock();
+            self.remove_node(&mut tx, old, &old_node, open.is_open(old))?;
+            let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
+            if unneeded && !open.is_open(old) {
+                self.destroy_content(&mut tx, old)?;
+            }
+            self.count(&mut tx, old.organization(), |org| {
+                org.objects = org.objects.saturating_sub(1);
+                org.bytes = org.bytes.saturating_sub(old_node.size);
+            })?;
+            self.finish(tx);
+            return Ok(());
+        }
+        if old_node.links > 0 {
+            tx.put(old, old_node);
+            self.finish(tx);
+            return Ok(());
+        }
+        match old_node.object() {
+            Some(_) => self.delete_object_node(tx, caller, old, old_node, at),
+            None => {
+                self.remove_node(&mut tx, old, &old_node, false)?;
+                self.finish(tx);
+                Ok(())
+            }
+        }
+    }
+
+    /// The object `id`, which `old` held, goes on in the inode `new`, whose value becomes its next version.
+    /// `expected`: a version check beside the one that may stand on `new`.
+    pub(super) fn succeed(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        id: ObjectId,
+        (old, old_node): (Ino, &Node),
+        new: Ino,
+        expected: Option<VersionId>,
+    ) -> Result<()> {
+        let org = new.organization();
+        let mut node = (*tx.need::<Node>(new)?).clone();
+        let replacing = node.object().ok_or(Error::Invalid("not a regular file"))?;
+        let mut object = match tx.get::<Object>((org, id))? {
+            Some(object) => (*object).clone(),
+            None => self.new_object(caller, old, old_node)?,
+        };
+        let current = object.current().map(|v| v.id);
+        for expected in [expected, node.guard].into_iter().flatten() {
+            if current != Some(expected) {
+                return Err(Error::VersionLost { expected, current: current.unwrap_or(VersionId(0)) });
+            }
+        }
+        if old_node.changed {
+            // What open writers changed before it was replaced is a version too.
+            let mut ended = old_node.clone();
+            self.push_version(tx, caller, id, &mut object, &mut ended, old)?;
+        }
+        let history = tx.get::<Object>((org, replacing))?;
+        match history.as_ref().and_then(|h| h.current()).filter(|_| !node.changed) {
+            Some(value) => {
+                let next = object.current().map_or(1, |v| v.ordinal + 1);
+                object.versions.push(Version { ordinal: next, id: VersionId::fresh(id), at: Time::now(), ..value.clone() });
+                node.guard = None;
+                self.prune_versions(tx, org, id, &mut object)?;
+            }
+            None => self.push_version(tx, caller, id, &mut object, &mut node, new)?,
+        }
+        object.ino = new;
+        if let Kind::File { object, .. } = &mut node.kind {
+            *object = id;
+        }
+        let keeps_history = history.as_ref().is_some_and(|h| h.versions.len() > 1);
+        if let Some(record) = tx.get::<ContentRecord>(new)? {
+            let mut record = (*record).clone();
+            if !keeps_history {
+                record.owners.retain(|owner| *owner != replacing);
+            }
+            if !record.owners.contains(&id) {
+                record.owners.push(id);
+            }
+            tx.put(new, record);
+        }
+        tx.put((org, id), object);
+        tx.put(new, node.clone());
+        if keeps_history {
+            let history = (*history.expect("it has versions")).clone();
+            self.bury_history(tx, caller, replacing, history, &node)?;
+        } else {
+            tx.delete::<Object>((org, replacing));
+        }
+        Ok(())
+    }
+
+    /// An inode of a regular file lost its last name.
+    pub(super) fn delete_object_node(
+        &self,
+        mut tx: Tx,
+        caller: &Caller,
+        ino: Ino,
+        node: Node,
+        path: (Ino, &[u8]),
+    ) -> Result<()> {
+        let org = ino.organization();
+        let id = node.object().expect("the caller has looked");
+        let handles = self.handles.lock();
+        let open = handles.is_open(ino);
+        self.count(&mut tx, org, |org| {
+            org.objects = org.objects.saturating_sub(1);
+            org.bytes = org.bytes.saturating_sub(node.size);
+        })?;
+        if let Some(successor) = self.tunnel_successor(&tx, ino)? {
+            self.succeed(&mut tx, caller, id, (ino, &node), successor, None)?;
+            self.remove_node(&mut tx, ino, &node, open)?;
+        } else {
+            let object = tx.get::<Object>((org, id))?;
+            let held_bytes = node.size > 0 || object.as_ref().is_some_and(|o| o.versions.iter().any(|v| v.size > 0));
+            if held_bytes && object.as_ref().is_none_or(|o| o.ino == ino) {
+                self.bury(&mut tx, caller, id, ino, node, path)?;
+            } else {
+                self.remove_node(&mut tx, ino, &node, open)?;
+                if let Some(object) = object.filter(|o| o.ino == ino) {
+                    tx.delete::<Object>((org, id));
+                    for version in &object.versions {
+                        self.disown(&mut tx, version.content, id)?;
+                    }
+                }
+                if !open {
+                    self.destroy_content(&mut tx, ino)?;
+                }
+            }
+        }
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// An object was moved away from a name: what is made there now may take over its id.
+    pub(super) fn remember_tunnel(&self, from: (Ino, &[u8]), ino: Ino) {
+        self.tunnels.remember(ino, (from.0, from.1.to_vec()));
+    }
+
+    /// The file that was made where this one was moved away from, if that was a moment ago.
+    fn tunnel_successor(&self, tx: &Tx, ino: Ino) -> Result<Option<Ino>> {
+        let Some((folder, name)) = self.tunnels.take(ino) else { return Ok(None) };
+        let hash = self.records.name_hash(folder, &name)?;
+        let Some(entry) = tx.get::<Entry>((folder, hash))?.filter(|e| e.kind == libc::S_IFREG) else { return Ok(None) };
+        let young = |node: &Node| node.born.age() < TUNNEL && node.links == 1;
+        Ok(tx.get::<Node>(entry.ino)?.filter(|node| young(node)).map(|_| entry.ino))
+    }
+
+    /// `user.vault.version_check`: the next commit is valid only on top of this version.
+    pub(super) fn set_guard(&self, caller: &Caller, ino: Ino, expected: VersionId) -> Result<()> {
+        self.enter(ino, caller.patience)?;
+        let mut tx = self.records.begin();
+        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let id = node.object().ok_or(Error::NotPermitted("a version check stands on an object"))?;
+        if let Some(object) = tx.get::<Object>((ino.organization(), id))? {
+            let current = object.current().map_or(VersionId(0), |v| v.id);
+            let about_itself = expected.belongs_to(id) || object.versions.len() > 1;
+            if about_itself && current != expected {
+                return Err(Error::VersionLost { expected, current });
+            }
+        }
+        node.guard = Some(expected);
+        tx.put(ino, node);
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// The object that a version belongs to.
+    fn owner_of(&self, org: OrgNo, version: VersionId) -> Result<Option<ObjectId>> {
+        let (first, end) = version.owners();
+        let like = Object::at((org, ObjectId(first)));
+        let found = self.records.scan::<Object>(like, like.key, Object::at((org, ObjectId(end))).key, 1)?;
+        Ok(found.rows.first().map(|(key, _)| ObjectId(u128::from_be_bytes((**key).try_into().expect("16 bytes")))))
+    }
+
+    /// Tells the kernel that an object's name leads elsewhere now.
+    pub(super) fn name_changed(&self, folder: Ino, name: &[u8]) {
+        self.changed(Changed::Entry { parent: folder, name: name.to_vec() });
+        self.changed(Changed::Inode { ino: folder, data: false });
+    }
+}

@@ -1,0 +1,310 @@
+//! Making, opening and closing a vault; finishing what a crash left unfinished.
+
+use super::content::Contents;
+use super::error::{Error, Result};
+use super::extents::{FreeRun, UNIT};
+use super::header::Header;
+use super::ids::{Ino, OrgNo};
+use super::organization::{Organizations, is_organization};
+use super::records::{Records, Sealer};
+use super::row::{Freed, Kind, Node, OrgRecord, Pending, Record, Segment, Task, VaultRecord};
+use super::settings::Settings;
+use super::time::Time;
+use super::types::Options;
+use super::writer::{self, Signals};
+use super::{AuditEvent, Caller, Vault, VaultId, reaper};
+use crate::crypto::RecordKey;
+use crate::keys::{CacheLimits, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
+use crate::store::{self, Disk, Durability, Key, RealDisk, Rows, Segments, StateLock, Table};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+/// Pre-wrapped keys of each organization that keep the token off the path of creating files.
+const POOL: usize = 64;
+
+impl Vault {
+    /// Makes a vault in an empty or absent directory, and its key in the token.
+    pub fn init(state: &Path, token: &str, pin_source: &str) -> Result<VaultId> {
+        let (token, pin) = (parse_token(token)?, parse_pin(pin_source)?);
+        make_state_directory(state)?;
+        let _lock = StateLock::take(state)?;
+        let keyring = open_keyring(&token, &pin, &Settings::default())?;
+        let (header, key) = Header::create(&keyring, token, pin)?;
+        let id = header.vault()?;
+        let made = make_records(state, id, key).and_then(|()| header.write(state));
+        if made.is_err() {
+            let _ = keyring.destroy_kek(header.kek());
+        }
+        made.map(|()| id)
+    }
+
+    pub fn open(state: &Path, options: Options) -> Result<Arc<Vault>> {
+        Self::open_on(state, options, Arc::new(RealDisk))
+    }
+
+    /// Opens a vault whose every write and sync passes `disk`.
+    pub fn open_on(state: &Path, options: Options, disk: Arc<dyn Disk>) -> Result<Arc<Vault>> {
+        let mut settings = Settings::default();
+        for (name, value) in &options.settings {
+            settings.set(name, value)?;
+        }
+        let header = Header::read(state)?;
+        let lock = StateLock::take(state)?;
+        let token = options.token.as_deref().map_or_else(|| Ok(header.token.clone()), parse_token)?;
+        let pin = options.pin_source.as_deref().map_or_else(|| Ok(header.pin_source.clone()), parse_pin)?;
+        let keyring = open_keyring(&token, &pin, &settings)?;
+        let id = header.vault()?;
+        let sealer = Sealer::new(id.0.to_be_bytes(), header.unseal(&keyring)?);
+        let rows = Rows::open(state, disk.clone())?;
+        // The batch's own record says its number, but it is sealed like any other: open it with a stand-in first.
+        let records = Records::new(rows, sealer, 0, settings.record_cache);
+        let own = records.get::<VaultRecord>(())?.ok_or_else(|| {
+            Error::Header("the vault's own record is missing from records.db: restore the state directory from a copy".into())
+        })?;
+        records.start_after(own.batch);
+        let organizations = load_organizations(&records, &own)?;
+        let vault = Arc::new(Vault {
+            id,
+            state: state.to_owned(),
+            owner: (options.owner_uid, options.owner_gid),
+            show_hidden: options.show_hidden,
+            segments: Segments::open(state, disk)?,
+            contents: Contents::default(),
+            handles: Default::default(),
+            tunnels: Default::default(),
+            signals: Signals::starting_after(own.batch),
+            chores: Default::default(),
+            freed: Default::default(),
+            newest_segment: Default::default(),
+            available: Default::default(),
+            changed: Default::default(),
+            audited: Default::default(),
+            reported: Default::default(),
+            closing: Default::default(),
+            threads: Default::default(),
+            lock: parking_lot::Mutex::new(Some(lock)),
+            settings,
+            keyring,
+            records,
+            organizations,
+        });
+        vault.prepare_segments()?;
+        vault.start()?;
+        Ok(vault)
+    }
+
+    fn start(self: &Arc<Self>) -> Result<()> {
+        let weak = Arc::downgrade(self);
+        self.keyring.on_unwrap(Box::new(move |org, dek| {
+            if let Some(vault) = weak.upgrade() {
+                vault.audit(AuditEvent {
+                    organization: vault.organizations.find(OrgNo(org)).map(|o| o.id.to_string()),
+                    detail: Some(format!("dek_{}", super::records::hex(dek))),
+                    ..AuditEvent::new("key.unwrapped")
+                });
+            }
+        }));
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into()).spawn(body);
+            thread.map_err(|e| Error::Header(format!("cannot start a thread: {e}")))
+        };
+        let vault = self.clone();
+        let writer = spawn("writer", Box::new(move || writer::run(&vault)))?;
+        self.threads.lock().push(writer);
+        self.finish_unfinished()?;
+        let weak = Arc::downgrade(self);
+        let reaper = spawn("reaper", Box::new(move || reaper::run(weak)))?;
+        self.threads.lock().push(reaper);
+        Ok(())
+    }
+
+    /// Tells segments where their records end, gives back what a crash kept, trims what no record names.
+    fn prepare_segments(&self) -> Result<()> {
+        for org in self.segments.organizations()? {
+            let Some(organization) = self.organizations.find(OrgNo(org)) else { continue };
+            if self.enter(Ino::graveyard_of(organization.no), Patience::Wait).is_err() {
+                // Its key is not to be had now: new segments go behind what is there.
+                if let Some((last, size)) = self.segments.list(org)?.last() {
+                    self.segments.set_tail(org, *last, size.next_multiple_of(UNIT));
+                }
+                continue;
+            }
+            let mut newest = None;
+            for (number, size) in self.segments.list(org)? {
+                match self.records.get::<Segment>((organization.no, number))? {
+                    Some(segment) if size > segment.end => self.segments.trim(org, number, segment.end)?,
+                    Some(_) => {}
+                    None => {
+                        self.segments.remove(org, number)?;
+                        continue;
+                    }
+                }
+                newest = Some(number);
+            }
+            if let Some(number) = newest {
+                let end = self.records.get::<Segment>((organization.no, number))?.map_or(0, |s| s.end);
+                self.segments.set_tail(org, number, end);
+                self.newest_segment.lock().insert(organization.no, number);
+            }
+            let key = |org: OrgNo| Key::from(&org.0.to_be_bytes()[..]);
+            let like = Freed::at((organization.no, store::Place { segment: 0, offset: 0 }));
+            for (at, freed) in self.records.scan_all::<Freed>(like, key(organization.no), key(OrgNo(org + 1)))? {
+                if let Some(at) = Freed::place_of(&at) {
+                    self.freed.lock().waiting.push((organization.no, FreeRun { at, len: freed.len }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tasks that wait in the records: commits of changed values, files without names, space to give back.
+    fn finish_unfinished(&self) -> Result<()> {
+        for organization in self.organizations.all() {
+            let range = |org: u32| Key::from(&Ino::new(OrgNo(org), 0).0.to_be_bytes()[..]);
+            let (from, to) = (range(organization.no.0), range(organization.no.0 + 1));
+            // Without a task the organization's key is not needed.
+            if self.records.store.scan(Table::Pending, &from, &to, 1)?.is_empty() {
+                continue;
+            }
+            self.enter(Ino::graveyard_of(organization.no), Patience::Wait)?;
+            let like = Pending::at((Ino::top_of(organization.no), Task::Commit));
+            for (key, pending) in self.records.scan_all::<Pending>(like, from, to)? {
+                let Some((ino, task)) = Pending::task_of(&key) else { continue };
+                self.resume(ino, task, pending.epoch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&self, ino: Ino, task: Task, epoch: u64) -> Result<()> {
+        match task {
+            Task::Reclaim | Task::Prune => {
+                self.chore(ino, task, epoch);
+                self.signals.work(0);
+                return Ok(());
+            }
+            Task::Commit | Task::Orphan => {}
+        }
+        let mut tx = self.records.begin();
+        let Some(node) = tx.get::<Node>(ino)? else {
+            tx.delete::<Pending>((ino, task));
+            self.finish(tx);
+            return Ok(());
+        };
+        if node.links == 0 && node.grave.is_none() {
+            self.end_orphan(&mut tx, ino, &node)?;
+        } else {
+            // A guard that was lost before the crash does not keep what was written from being a version.
+            tx.put(ino, Node { guard: None, ..(*node).clone() });
+            self.commit_version(&mut tx, &Caller::owner(&node), ino, true)?;
+            tx.delete::<Pending>((ino, Task::Commit));
+        }
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// Stores everything, ends the threads, releases the state directory. Further operations are refused.
+    pub fn close(&self) -> Result<()> {
+        let synced = self.sync();
+        self.closing.set();
+        self.signals.end();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                self.report("a background thread had failed");
+            }
+        }
+        let closed = self.records.store.checkpoint_truncate();
+        self.lock.lock().take();
+        synced?;
+        Ok(closed?)
+    }
+}
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        self.closing.set();
+        self.signals.end();
+    }
+}
+
+fn parse_token(text: &str) -> Result<TokenUri> {
+    text.parse().map_err(Error::Key)
+}
+
+fn parse_pin(text: &str) -> Result<PinSource> {
+    text.parse().map_err(Error::Key)
+}
+
+fn open_keyring(token: &TokenUri, pin: &PinSource, settings: &Settings) -> Result<Keyring> {
+    let cache = CacheLimits {
+        entries: settings.key_cache,
+        soft: settings.key_cache_soft,
+        hard: settings.key_cache_hard,
+    };
+    let config =
+        KeyringConfig { uri: token.clone(), pin: pin.clone(), timeout: settings.key_timeout, cache, pool: POOL };
+    Ok(Keyring::open(config)?)
+}
+
+fn make_state_directory(state: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::Header(format!("cannot use {} as a state directory: {e}", state.display()));
+    if Header::exists(state) {
+        return Err(Error::Header(format!("{} holds a vault already", state.display())));
+    }
+    match fs::read_dir(state) {
+        Ok(mut entries) => {
+            // What an `init` that was cut short left is no vault: without a header nothing can open it.
+            let leftover = |name: &std::ffi::OsStr| ["lock", "vault.json.new"].iter().any(|n| name == *n);
+            let strange = entries.find(|e| e.as_ref().is_ok_and(|e| {
+                !leftover(&e.file_name()) && !e.file_name().as_encoded_bytes().starts_with(b"records.db")
+            }));
+            if strange.is_some() {
+                return Err(Error::Header(format!("{} is not empty: choose a directory of its own", state.display())));
+            }
+            for entry in fs::read_dir(state).map_err(failed)?.flatten() {
+                if entry.file_name().as_encoded_bytes().starts_with(b"records.db") {
+                    fs::remove_file(entry.path()).map_err(failed)?;
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// The records of an empty vault.
+fn make_records(state: &Path, id: VaultId, key: RecordKey) -> Result<()> {
+    let rows = Rows::create(state, Arc::new(RealDisk))?;
+    let records = Records::new(rows, Sealer::new(id.0.to_be_bytes(), key), 1, 16);
+    let mut tx = records.begin();
+    tx.put(Ino::ROOT, Node {
+        kind: Kind::Directory { parent: Ino::ROOT, name: Vec::new() },
+        mode: 0o755,
+        links: 2,
+        size: 4096,
+        ..Node::new(Time::now())
+    });
+    tx.put((), VaultRecord { next_org: 1, next_grave: 1, batch: 1 });
+    tx.commit();
+    records.begin().freeze(|_| ());
+    let changes = {
+        let pending = records.pending.read();
+        records.seal(pending.frozen.as_ref().expect("it has rows"))?
+    };
+    Ok(records.store.commit(&changes, Durability::Synced)?)
+}
+
+fn load_organizations(records: &Records, own: &VaultRecord) -> Result<Organizations> {
+    let like = OrgRecord::at(OrgNo(1));
+    let end = Key::from(&u32::MAX.to_be_bytes()[..]);
+    let rows = records.scan_all::<OrgRecord>(like, like.key, end)?;
+    let number = |key: &Key| OrgNo(u32::from_be_bytes((**key).try_into().expect("keys of organizations are numbers")));
+    let rows = rows.into_iter().filter(|(key, _)| is_organization(key)).map(|(key, row)| (number(&key), (*row).clone()));
+    Ok(Organizations::new(rows, (own.next_org, own.next_grave)))
+}

@@ -1,0 +1,368 @@
+//! Organizations: their records, their metadata keys, and what `mkdir`, `mv` and `rmdir` in `/vault` mean.
+
+use super::error::{Error, Result};
+use super::ids::{Ino, OrgId, OrgNo};
+use super::records::{Sealer, Tx};
+use super::row::{Context, Entry, Kind, Node, OrgRecord, Record, Residency, RowAt, Tombstone};
+use super::time::Time;
+use super::{Attr, AuditEvent, Caller, Changed, Vault};
+use crate::crypto::{self, LockedKey, RecordKey};
+use crate::keys::{FreshDek, KekRef, Patience};
+use crate::store::{Durability, Key, Table};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// An organization that the vault holds, deleted ones that can be restored included.
+pub struct Organization {
+    pub no: OrgNo,
+    pub id: OrgId,
+    pub record: Mutex<OrgRecord>,
+}
+
+impl Organization {
+    pub fn context(&self) -> Context {
+        vec![("organizationId".into(), self.id.to_string())]
+    }
+
+    pub fn name(&self) -> String {
+        self.record.lock().name.clone()
+    }
+
+    pub fn kek(&self) -> KekRef {
+        self.record.lock().kek
+    }
+}
+
+/// All organizations, by number.
+pub struct Organizations {
+    by_number: RwLock<HashMap<OrgNo, Arc<Organization>>>,
+    /// The next organization's and the next deleted organization's numbers.
+    next: Mutex<(u32, u64)>,
+}
+
+impl Organizations {
+    pub fn new(records: impl IntoIterator<Item = (OrgNo, OrgRecord)>, next: (u32, u64)) -> Self {
+        let organization = |(no, record): (OrgNo, OrgRecord)| {
+            (no, Arc::new(Organization { no, id: record.id, record: Mutex::new(record) }))
+        };
+        Organizations { by_number: RwLock::new(records.into_iter().map(organization).collect()), next: Mutex::new(next) }
+    }
+
+    pub fn find(&self, no: OrgNo) -> Option<Arc<Organization>> {
+        self.by_number.read().get(&no).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Organization>> {
+        let mut all: Vec<_> = self.by_number.read().values().cloned().collect();
+        all.sort_by_key(|o| o.no);
+        all
+    }
+
+    pub fn counters(&self) -> (u32, u64) {
+        *self.next.lock()
+    }
+
+    fn next_number(&self) -> Result<OrgNo> {
+        let mut next = self.next.lock();
+        if next.0 > OrgNo::MAX {
+            return Err(Error::NoSpace);
+        }
+        next.0 += 1;
+        Ok(OrgNo(next.0 - 1))
+    }
+
+    pub fn next_grave(&self) -> u64 {
+        let mut next = self.next.lock();
+        next.1 += 1;
+        next.1 - 1
+    }
+
+    pub(super) fn remove(&self, no: OrgNo) {
+        self.by_number.write().remove(&no);
+    }
+}
+
+/// 1 to 255 bytes of UTF-8 without control characters and without a leading dot.
+fn check_name(name: &[u8]) -> Result<&str> {
+    if name.len() > 255 {
+        return Err(Error::NameTooLong);
+    }
+    let text = std::str::from_utf8(name).map_err(|_| Error::Invalid("an organization's name is UTF-8"))?;
+    if text.is_empty() || text.starts_with('.') || text.chars().any(char::is_control) {
+        return Err(Error::Invalid("an organization's name has no control character and does not start with a dot"));
+    }
+    Ok(text)
+}
+
+impl Vault {
+    /// The organization, if it is not deleted.
+    pub(super) fn living(&self, no: OrgNo) -> Result<Arc<Organization>> {
+        self.organizations.find(no).filter(|o| !o.record.lock().deleted).ok_or(Error::NotFound)
+    }
+
+    /// The id that binds keys and records of an organization; the vault's own for number 0.
+    pub(super) fn organization_id(&self, no: OrgNo) -> Result<[u8; 16]> {
+        if no == OrgNo::VAULT {
+            return Ok(self.id.0.to_be_bytes());
+        }
+        self.organizations.find(no).map(|o| o.id.bytes()).ok_or(Error::NotFound)
+    }
+
+    /// Makes sure that the organization's records can be opened; asks the token at the first time.
+    pub(super) fn enter(&self, ino: Ino, patience: Patience) -> Result<()> {
+        let no = ino.organization();
+        if no == OrgNo::VAULT || self.records.has_sealer(no) {
+            return Ok(());
+        }
+        let organization = self.organizations.find(no).ok_or(Error::NotFound)?;
+        let (wrapped, expected) = {
+            let record = organization.record.lock();
+            (record.metadata_key.clone(), record.metadata_commitment)
+        };
+        let key = self.keyring.unwrap(no.0, &wrapped, &organization.context(), patience).map_err(|e| match e {
+            crate::keys::KeyError::Authentication => self.corrupt("wrapped key", Ino::top_of(no), String::new()),
+            other => other.into(),
+        })?;
+        let seen = crypto::commitment(&key, &organization.id.bytes(), 0, &wrapped.dek_id);
+        if !crypto::same_tag(&seen, &expected) {
+            return Err(self.corrupt("commitment", Ino::top_of(no), String::new()));
+        }
+        self.records.add_sealer(no, sealer(&organization, &key)?);
+        Ok(())
+    }
+
+    /// `mkdir /vault/NAME`: makes the organization and its KEK; durable when it returns.
+    pub(super) fn make_organization(
+        &self,
+        caller: &Caller,
+        name: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<(Attr, Arc<Organization>)> {
+        let name = check_name(name)?;
+        if self.find_entry(Ino::ROOT, name.as_bytes())?.is_some() {
+            return Err(Error::Exists);
+        }
+        if caller.patience == Patience::Never {
+            return Err(Error::WouldWait);
+        }
+        let (id, kek) = (OrgId::fresh(), KekRef::fresh());
+        let context = vec![("organizationId".to_owned(), id.to_string())];
+        let no = self.organizations.next_number()?;
+        self.keyring.create_kek(kek)?;
+        let made = self.keyring.fresh(no.0, kek, &context, Patience::Wait);
+        let FreshDek { key, wrapped } = made.inspect_err(|_| self.discard_kek(kek))?;
+        let now = Time::now();
+        let organization = Arc::new(Organization {
+            no,
+            id,
+            record: Mutex::new(OrgRecord {
+                id,
+                name: name.to_owned(),
+                created: now,
+                kek,
+                residency: Residency::Token,
+                metadata_commitment: crypto::commitment(&key, &id.bytes(), 0, &wrapped.dek_id),
+                metadata_key: wrapped,
+                next_local: Ino::FIRST_LOCAL,
+                next_grave: 1,
+                objects: 0,
+                bytes: 0,
+                tombstones: 0,
+                deleted: false,
+            }),
+        });
+        let mut tx = self.records.begin();
+        let hash = self.records.name_hash(Ino::ROOT, name.as_bytes())?;
+        if tx.get::<Entry>((Ino::ROOT, hash))?.is_some() {
+            drop(tx);
+            self.discard_kek(kek);
+            return Err(Error::Exists);
+        }
+        self.records.add_sealer(no, sealer(&organization, &key)?);
+        self.organizations.by_number.write().insert(no, organization.clone());
+        let top = Ino::top_of(no);
+        let node = Node {
+            kind: Kind::Directory { parent: Ino::ROOT, name: name.as_bytes().to_vec() },
+            mode: mode & 0o7777,
+            uid: owner.0,
+            gid: owner.1,
+            links: 2,
+            size: 4096,
+            ..Node::new(now)
+        };
+        let attr = Attr::of(top, &node);
+        tx.put(top, node);
+        tx.put((Ino::ROOT, hash), Entry { name: name.as_bytes().to_vec(), ino: top, kind: libc::S_IFDIR });
+        self.touch_folder(&mut tx, Ino::ROOT, 1, now)?;
+        tx.touch_organization(no);
+        let batch = self.finish(tx);
+        self.signals.wait_for(batch, Durability::Synced)?;
+        let event = |event, detail| AuditEvent { organization: Some(id.to_string()), detail, ..AuditEvent::by(caller, event) };
+        self.audit(event("key.created", Some(kek.to_string())));
+        self.audit(event("organization.created", self.settings.audit_names.then(|| name.to_owned())));
+        Ok((attr, organization))
+    }
+
+    fn discard_kek(&self, kek: KekRef) {
+        if let Err(error) = self.keyring.destroy_kek(kek) {
+            self.report(&format!("{kek} was made for nothing and is still in the token: {error}"));
+        }
+    }
+
+    /// `mv /vault/A /vault/B`: a new label; id, keys and objects stay.
+    pub(super) fn relabel_organization(&self, caller: &Caller, from: &[u8], to: &[u8]) -> Result<()> {
+        let name = check_name(to)?;
+        let mut tx = self.records.begin();
+        let (old, new) = (self.records.name_hash(Ino::ROOT, from)?, self.records.name_hash(Ino::ROOT, to)?);
+        let entry = tx.need::<Entry>((Ino::ROOT, old))?;
+        if old == new {
+            return Ok(());
+        }
+        if tx.get::<Entry>((Ino::ROOT, new))?.is_some() {
+            return Err(Error::Exists);
+        }
+        let organization = self.living(entry.ino.organization())?;
+        let now = Time::now();
+        tx.delete::<Entry>((Ino::ROOT, old));
+        tx.put((Ino::ROOT, new), Entry { name: to.to_vec(), ..(*entry).clone() });
+        self.change(&mut tx, entry.ino, |node| {
+            node.kind = Kind::Directory { parent: Ino::ROOT, name: to.to_vec() };
+            node.ctime = now;
+        })?;
+        self.touch_folder(&mut tx, Ino::ROOT, 0, now)?;
+        organization.record.lock().name = name.to_owned();
+        tx.touch_organization(organization.no);
+        self.finish(tx);
+        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.renamed") });
+        Ok(())
+    }
+
+    /// `rmdir /vault/NAME`: an empty organization becomes a tombstone.
+    pub(super) fn bury_organization(&self, caller: &Caller, name: &[u8]) -> Result<()> {
+        let entry = self.find_entry(Ino::ROOT, name)?.ok_or(Error::NotFound)?;
+        self.enter(entry.ino, caller.patience)?;
+        let organization = self.living(entry.ino.organization())?;
+        let mut tx = self.records.begin();
+        let hash = self.records.name_hash(Ino::ROOT, name)?;
+        tx.need::<Entry>((Ino::ROOT, hash))?;
+        if !self.is_empty(entry.ino)? {
+            return Err(Error::NotEmpty);
+        }
+        let (now, number) = (Time::now(), self.organizations.next_grave());
+        tx.delete::<Entry>((Ino::ROOT, hash));
+        tx.put((OrgNo::VAULT, number), Tombstone {
+            ino: entry.ino,
+            name: super::graveyard::grave_name(name, now, number),
+            original_path: name.to_vec(),
+            deleted: now,
+            deleted_by: caller.author(),
+        });
+        self.change(&mut tx, entry.ino, |node| (node.grave, node.ctime) = (Some(number), now))?;
+        self.touch_folder(&mut tx, Ino::ROOT, -1, now)?;
+        organization.record.lock().deleted = true;
+        tx.touch_organization(organization.no);
+        self.finish(tx);
+        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.deleted") });
+        Ok(())
+    }
+
+    /// `mv /vault/.tombstones/ORG~… /vault/NAME`
+    pub(super) fn restore_organization(&self, caller: &Caller, number: u64, to: &[u8]) -> Result<()> {
+        let name = check_name(to)?;
+        let mut tx = self.records.begin();
+        let grave = tx.need::<Tombstone>((OrgNo::VAULT, number))?;
+        let hash = self.records.name_hash(Ino::ROOT, to)?;
+        if tx.get::<Entry>((Ino::ROOT, hash))?.is_some() {
+            return Err(Error::Exists);
+        }
+        let organization = self.organizations.find(grave.ino.organization()).ok_or(Error::NotFound)?;
+        let now = Time::now();
+        tx.delete::<Tombstone>((OrgNo::VAULT, number));
+        tx.put((Ino::ROOT, hash), Entry { name: to.to_vec(), ino: grave.ino, kind: libc::S_IFDIR });
+        self.change(&mut tx, grave.ino, |node| {
+            node.kind = Kind::Directory { parent: Ino::ROOT, name: to.to_vec() };
+            (node.grave, node.ctime) = (None, now);
+        })?;
+        self.touch_folder(&mut tx, Ino::ROOT, 1, now)?;
+        {
+            let mut record = organization.record.lock();
+            (record.deleted, record.name) = (false, name.to_owned());
+        }
+        tx.touch_organization(organization.no);
+        self.finish(tx);
+        self.changed(Changed::Entry { parent: Ino::ROOT, name: to.to_vec() });
+        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.restored") });
+        Ok(())
+    }
+
+    /// The end of a deleted organization without tombstones: its KEK is destroyed, then its records.
+    pub(super) fn purge_organization(&self, caller: &Caller, number: u64) -> Result<()> {
+        let grave = self.records.get::<Tombstone>((OrgNo::VAULT, number))?.ok_or(Error::NotFound)?;
+        let organization = self.organizations.find(grave.ino.organization()).ok_or(Error::NotFound)?;
+        if organization.record.lock().tombstones > 0 {
+            return Err(Error::NotEmpty);
+        }
+        if caller.patience == Patience::Never {
+            return Err(Error::WouldWait);
+        }
+        match self.keyring.destroy_kek(organization.kek()) {
+            // Gone already: a purge before this one was cut short.
+            Ok(()) | Err(crate::keys::KeyError::NoSuchKey(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.keyring.forget_organization(organization.no.0);
+        let no = organization.no;
+        let mut tx = self.records.begin();
+        tx.delete::<Tombstone>((OrgNo::VAULT, number));
+        tx.delete::<Node>(grave.ino);
+        tx.delete::<OrgRecord>(no);
+        self.organizations.remove(no);
+        let batch = self.finish(tx);
+        self.signals.scrub();
+        self.signals.wait_for(batch, Durability::Synced)?;
+        self.remove_remains(no)?;
+        let event = |event, detail| AuditEvent {
+            organization: Some(organization.id.to_string()),
+            detail,
+            ..AuditEvent::by(caller, event)
+        };
+        self.audit(event("key.destroyed", Some(organization.kek().to_string())));
+        self.audit(event("organization.purged", None));
+        Ok(())
+    }
+
+    /// Removes the unreadable rows and segments of a purged organization.
+    fn remove_remains(&self, no: OrgNo) -> Result<()> {
+        let by_number = (Key::from(&no.0.to_be_bytes()[..]), Key::from(&(no.0 + 1).to_be_bytes()[..]));
+        let by_inode = |no| Key::from(&Ino::new(OrgNo(no), 0).0.to_be_bytes()[..]);
+        let mut tx = self.records.begin();
+        for table in [Table::Segment, Table::Freed, Table::Buried, Table::Pending] {
+            let (from, to) = if table == Table::Pending { (by_inode(no.0), by_inode(no.0 + 1)) } else { by_number };
+            for (key, _) in self.records.store.scan(table, &from, &to, usize::MAX)? {
+                tx.delete_at(RowAt { table, key, sealed_for: no });
+            }
+        }
+        self.finish(tx);
+        Ok(self.segments.remove_organization(no.0)?)
+    }
+
+    /// Counts in an organization's record.
+    pub(super) fn count(&self, tx: &mut Tx, org: OrgNo, change: impl FnOnce(&mut OrgRecord)) -> Result<()> {
+        let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
+        change(&mut organization.record.lock());
+        tx.touch_organization(org);
+        Ok(())
+    }
+}
+
+fn sealer(organization: &Organization, key: &LockedKey) -> Result<Sealer> {
+    let own = LockedKey::take(&mut key.expose().to_owned())?;
+    Ok(Sealer::new(organization.id.bytes(), RecordKey::new(own)))
+}
+
+/// Whether this is an organization's record rather than the vault's own.
+pub(super) fn is_organization(key: &crate::store::Key) -> bool {
+    **key != *OrgRecord::at(OrgNo::VAULT).key
+}

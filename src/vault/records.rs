@@ -1,0 +1,325 @@
+//! Typed records on sealed rows: a cache of decoded rows in front of the store, and transactions.
+//!
+//! There is one writer at a time (`Tx` holds its lock) and readers never wait for it. What a transaction
+//! changes goes into the current batch (`batch.rs`), is seen at once by everybody, and is sealed and
+//! stored later by the writer thread, batch by batch, in order.
+
+use super::batch::{Batch, Rows as PendingRows};
+use super::content::Content;
+use super::error::{Error, Place, Result};
+use super::ids::{Ino, OrgNo};
+use super::row::{Record, Row, RowAt};
+use crate::crypto::{NameKey, RecordKey, RecordPlace};
+use crate::store::{Change, Key, Rows, Table};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use quick_cache::sync::Cache;
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+type Decoded = Option<Arc<dyn Row>>;
+
+/// What opens and seals the records of one organization.
+pub struct Sealer {
+    pub id: [u8; 16],
+    pub records: RecordKey,
+    pub names: NameKey,
+}
+
+impl Sealer {
+    pub fn new(id: [u8; 16], records: RecordKey) -> Self {
+        let names = records.name_key();
+        Sealer { id, records, names }
+    }
+}
+
+pub struct Records {
+    pub store: Rows,
+    sealers: RwLock<HashMap<OrgNo, Arc<Sealer>>>,
+    /// Held by the one transaction that is under way.
+    writing: Mutex<()>,
+    pub(super) pending: RwLock<PendingRows>,
+    cache: Cache<RowAt, Decoded>,
+    /// Striped: a load from the store and a change of the same row exclude each other, so that no load
+    /// puts an older row into the cache after the change.
+    loading: [Mutex<()>; 64],
+    hasher: RandomState,
+}
+
+impl Records {
+    /// `cached`: how many decoded rows to keep in memory.
+    pub fn new(store: Rows, vault: Sealer, batch: u64, cached: usize) -> Self {
+        Records {
+            store,
+            sealers: RwLock::new(HashMap::from([(OrgNo::VAULT, Arc::new(vault))])),
+            writing: Mutex::new(()),
+            pending: RwLock::new(PendingRows::new(batch)),
+            cache: Cache::new(cached),
+            loading: [const { Mutex::new(()) }; 64],
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Batches are numbered on from the last one stored; called before anything is changed.
+    pub fn start_after(&self, batch: u64) {
+        *self.pending.write() = PendingRows::new(batch + 1);
+    }
+
+    pub fn add_sealer(&self, org: OrgNo, sealer: Sealer) {
+        self.sealers.write().insert(org, Arc::new(sealer));
+    }
+
+    pub fn has_sealer(&self, org: OrgNo) -> bool {
+        self.sealers.read().contains_key(&org)
+    }
+
+    /// The organization's sealer; whoever enters an organization has loaded it before.
+    pub fn sealer(&self, org: OrgNo) -> Result<Arc<Sealer>> {
+        self.sealers.read().get(&org).cloned().ok_or(Error::WouldWait)
+    }
+
+    pub fn name_hash(&self, folder: Ino, name: &[u8]) -> Result<[u8; 16]> {
+        Ok(self.sealer(folder.organization())?.names.hash(folder.0, name))
+    }
+
+    /// One record; `None` if there is none.
+    pub fn get<R: Record>(&self, id: R::Id) -> Result<Option<Arc<R>>> {
+        self.get_at(R::at(id))
+    }
+
+    fn get_at<R: Record>(&self, at: RowAt) -> Result<Option<Arc<R>>> {
+        if let Some(known) = self.known(&at) {
+            return Ok(known.map(downcast));
+        }
+        let _loading = self.stripe(&at).lock();
+        if let Some(known) = self.known(&at) {
+            return Ok(known.map(downcast));
+        }
+        let loaded: Decoded = match self.store.get(at.table, &at.key)? {
+            Some(sealed) => Some(Arc::new(self.open::<R>(&at, &sealed)?)),
+            None => None,
+        };
+        self.cache.insert(at, loaded.clone());
+        Ok(loaded.map(downcast))
+    }
+
+    /// The records whose keys lie in `from..to`, in order, at most about `limit`; and where to go on, if not at the end.
+    pub fn scan<R: Record>(&self, like: RowAt, from: Key, to: Key, limit: usize) -> Result<Scan<R>> {
+        // Pending rows first: what is committed between the two looks is then seen twice, not missed.
+        let pending = self.pending.read().range(like, &from, &to);
+        let stored = self.store.scan(like.table, &from, &to, limit)?;
+        let next = (stored.len() == limit).then(|| stored.last().expect("limit is not 0").0.successor());
+        let mut rows: BTreeMap<Key, Option<Arc<R>>> = BTreeMap::new();
+        for (key, row) in pending.into_iter().filter(|(key, _)| next.is_none_or(|end| *key < end)) {
+            rows.insert(key, row.map(downcast));
+        }
+        for (key, sealed) in stored {
+            if rows.contains_key(&key) {
+                continue;
+            }
+            let at = like.with_key(key);
+            if R::TABLE == Table::Object && claimed(&sealed) != Some(like.sealed_for) {
+                // Objects of all organizations share one order of ids.
+                continue;
+            }
+            let row = match self.cache.peek(&at) {
+                Some(Some(row)) => downcast(row),
+                _ => Arc::new(self.open::<R>(&at, &sealed)?),
+            };
+            rows.insert(key, Some(row));
+        }
+        Ok(Scan { rows: rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect(), next })
+    }
+
+    /// All records in `from..to`.
+    pub fn scan_all<R: Record>(&self, like: RowAt, from: Key, to: Key) -> Result<Vec<(Key, Arc<R>)>> {
+        let mut all = Vec::new();
+        let mut from = Some(from);
+        while let Some(start) = from {
+            let part = self.scan(like, start, to, 1000)?;
+            all.extend(part.rows);
+            from = part.next;
+        }
+        Ok(all)
+    }
+
+    /// The batch that holds the last thing answered.
+    pub fn last_batch(&self) -> u64 {
+        let pending = self.pending.read();
+        let current = &pending.current;
+        if current.is_empty() { current.number - 1 } else { current.number }
+    }
+
+    /// Begins a transaction; waits for the one under way.
+    pub fn begin(&self) -> Tx<'_> {
+        Tx { records: self, writing: self.writing.lock(), rows: BTreeMap::new(), fresh: Vec::new(), organizations: Vec::new(), contents: Vec::new(), bytes: 0 }
+    }
+
+    /// The sealed form of a batch.
+    pub fn seal(&self, batch: &Batch) -> Result<Vec<Change>> {
+        let seal_one = |(at, row): (&RowAt, &Decoded)| {
+            let value = match row {
+                None => None,
+                Some(row) => {
+                    let sealer = self.sealer(at.sealed_for)?;
+                    let mut value = Vec::with_capacity(512);
+                    value.extend_from_slice(&at.sealed_for.0.to_be_bytes());
+                    value.extend_from_slice(&batch.number.to_be_bytes());
+                    sealer.records.seal(&record_place(at, &sealer, batch.number), &row.encode(), &mut value);
+                    Some(value)
+                }
+            };
+            Ok(Change { table: at.table, key: at.key, value })
+        };
+        batch.rows.iter().map(seal_one).collect()
+    }
+
+    /// Decodes a sealed row, which must be of the kind and at the place it is looked for.
+    pub fn open<R: Record>(&self, at: &RowAt, sealed: &[u8]) -> Result<R> {
+        let wrong = || Error::Corrupt(Place { what: at.table.name(), ino: None, object: None, at: hex(&at.key) });
+        let (org, rest) = sealed.split_first_chunk::<4>().ok_or_else(wrong)?;
+        let (version, body) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
+        if u32::from_be_bytes(*org) != at.sealed_for.0 {
+            return Err(wrong());
+        }
+        let sealer = self.sealer(at.sealed_for)?;
+        let place = record_place(at, &sealer, u64::from_be_bytes(*version));
+        let plain = sealer.records.open(&place, body).map_err(|_| wrong())?;
+        postcard::from_bytes(&plain).map_err(|_| wrong())
+    }
+
+    /// The organization that a row says it belongs to; only opening the row proves it.
+    pub fn claimed_organization(&self, at: RowAt) -> Result<Option<OrgNo>> {
+        if let Some(org) = self.pending.read().organization_of(at.table, &at.key) {
+            return Ok(Some(org));
+        }
+        let sealed = self.store.get(at.table, &at.key)?;
+        Ok(sealed.and_then(|sealed| claimed(&sealed)))
+    }
+
+    fn known(&self, at: &RowAt) -> Option<Decoded> {
+        self.pending.read().find(at).or_else(|| self.cache.get(at))
+    }
+
+    fn stripe(&self, at: &RowAt) -> &Mutex<()> {
+        &self.loading[self.hasher.hash_one(at) as usize % self.loading.len()]
+    }
+
+    pub(super) fn remember(&self, at: RowAt, row: Decoded) {
+        let _loading = self.stripe(&at).lock();
+        self.cache.insert(at, row);
+    }
+}
+
+/// A part of a range of records.
+pub struct Scan<R> {
+    pub rows: Vec<(Key, Arc<R>)>,
+    pub next: Option<Key>,
+}
+
+/// Changes that become visible together, or not at all when dropped.
+pub struct Tx<'a> {
+    records: &'a Records,
+    writing: MutexGuard<'a, ()>,
+    rows: BTreeMap<RowAt, Decoded>,
+    fresh: Vec<RowAt>,
+    organizations: Vec<OrgNo>,
+    contents: Vec<Arc<Content>>,
+    bytes: usize,
+}
+
+impl<'a> Tx<'a> {
+    pub fn get<R: Record>(&self, id: R::Id) -> Result<Option<Arc<R>>> {
+        let at = R::at(id);
+        match self.rows.get(&at) {
+            Some(row) => Ok(row.clone().map(downcast)),
+            None => self.records.get_at(at),
+        }
+    }
+
+    /// The record, which something else names and so must be there.
+    pub fn need<R: Record>(&self, id: R::Id) -> Result<Arc<R>> {
+        self.get(id)?.ok_or(Error::NotFound)
+    }
+
+    pub fn put<R: Record>(&mut self, id: R::Id, row: R) {
+        self.rows.insert(R::at(id), Some(Arc::new(row)));
+    }
+
+    /// Puts a record at a place that holds none: if it goes again before its batch is stored, the store never hears of it.
+    pub fn put_new<R: Record>(&mut self, id: R::Id, row: R) {
+        self.fresh.push(R::at(id));
+        self.put(id, row);
+    }
+
+    pub fn delete<R: Record>(&mut self, id: R::Id) {
+        self.rows.insert(R::at(id), None);
+    }
+
+    pub fn delete_at(&mut self, at: RowAt) {
+        self.rows.insert(at, None);
+    }
+
+    /// The organization's own record changed in memory and is to be written with the batch.
+    pub fn touch_organization(&mut self, org: OrgNo) {
+        self.organizations.push(org);
+    }
+
+    /// The content gets changes of about `bytes` in this transaction's batch. The caller holds the content's
+    /// state locked from before `commit` until the changes are in it.
+    pub fn change_content(&mut self, content: Arc<Content>, bytes: usize) {
+        self.contents.push(content);
+        self.bytes += bytes;
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Makes the changes visible; returns the number of their batch.
+    pub fn commit(self) -> u64 {
+        let number = {
+            let mut pending = self.records.pending.write();
+            let current = &mut pending.current;
+            current.touched = true;
+            current.fresh.extend(self.fresh);
+            current.organizations.extend(self.organizations);
+            current.contents.extend(self.contents.into_iter().map(|content| (content.ino, content)));
+            current.bytes += self.bytes;
+            for (at, row) in &self.rows {
+                current.put(*at, row.clone());
+            }
+            current.number
+        };
+        for (at, row) in self.rows {
+            self.records.remember(at, row);
+        }
+        drop(self.writing);
+        number
+    }
+
+    /// Ends the current batch while no transaction is under way (the writer thread does).
+    pub(super) fn freeze(self, add: impl FnOnce(&mut Batch)) -> bool {
+        let mut pending = self.records.pending.write();
+        add(&mut pending.current);
+        pending.freeze()
+    }
+}
+
+fn downcast<R: Record>(row: Arc<dyn Row>) -> Arc<R> {
+    let row: Arc<dyn Any + Send + Sync> = row;
+    row.downcast().expect("a table holds one kind of record")
+}
+
+fn claimed(sealed: &[u8]) -> Option<OrgNo> {
+    sealed.first_chunk().map(|org| OrgNo(u32::from_be_bytes(*org)))
+}
+
+fn record_place<'a>(at: &'a RowAt, sealer: &'a Sealer, version: u64) -> RecordPlace<'a> {
+    RecordPlace { table: at.table as u8, organization: &sealer.id, key: &at.key, version }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,121 @@
+//! Settings of a mount (`-o name=value`) and their defaults.
+
+use super::error::{Error, Result};
+use std::time::Duration;
+
+/// How a vault behaves while it is open.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How old an operation may be that power loss takes.
+    pub commit_interval: Duration,
+    /// Every close is an fsync.
+    pub sync_on_close: bool,
+    pub keep_versions: usize,
+    pub tombstone_retention: Duration,
+    pub tombstone_min_age: Duration,
+    pub tombstones_per_name: usize,
+    /// How long an operation waits for the token.
+    pub key_timeout: Duration,
+    /// Unwrapped keys in memory.
+    pub key_cache: usize,
+    pub key_cache_soft: Duration,
+    pub key_cache_hard: Duration,
+    /// Decoded records in memory.
+    pub record_cache: usize,
+    /// Names in the audit log, beside ids.
+    pub audit_names: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 3600;
+        Settings {
+            commit_interval: Duration::from_secs(1),
+            sync_on_close: false,
+            keep_versions: 10,
+            tombstone_retention: Duration::from_secs(30 * DAY),
+            tombstone_min_age: Duration::from_secs(3600),
+            tombstones_per_name: 3,
+            key_timeout: Duration::from_secs(5),
+            key_cache: 10_000,
+            key_cache_soft: Duration::from_secs(5 * 60),
+            key_cache_hard: Duration::from_secs(15 * 60),
+            record_cache: 200_000,
+            audit_names: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Changes one setting; an unknown name or an unreadable value is an error that names it.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let wrong = |what: &str| Error::Header(format!("option {name}={value}: expected {what}"));
+        let number = || value.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| wrong("a number above 0"));
+        let duration = || parse_duration(value).ok_or_else(|| wrong("a duration, as in 500ms, 5s, 10m, 1h, 30d"));
+        match name {
+            "commit_interval" => self.commit_interval = duration()?,
+            "durability" => {
+                self.sync_on_close = match value {
+                    "close" => true,
+                    "fsync" => false,
+                    _ => return Err(wrong("close or fsync")),
+                }
+            }
+            "keep_versions" => self.keep_versions = number()?,
+            "tombstone_retention" => self.tombstone_retention = duration()?,
+            "tombstone_min_age" => self.tombstone_min_age = duration()?,
+            "tombstones_per_name" => self.tombstones_per_name = number()?,
+            "key_timeout" => self.key_timeout = duration()?,
+            "key_cache" => self.key_cache = number()?,
+            "key_cache_soft" => self.key_cache_soft = duration()?,
+            "key_cache_hard" => self.key_cache_hard = duration()?,
+            "record_cache" => self.record_cache = number()?,
+            "audit_names" => {
+                self.audit_names = match value {
+                    "yes" => true,
+                    "no" => false,
+                    _ => return Err(wrong("yes or no")),
+                }
+            }
+            _ => return Err(Error::Header(format!("there is no option {name}"))),
+        }
+        Ok(())
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: u64 = digits.parse().ok()?;
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(millis).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in [("5", 5), ("5s", 5), ("2m", 120), ("1h", 3600), ("30d", 2_592_000)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs(seconds)));
+        }
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        for text in ["", "s", "5x", "-1s", "1.5h"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_settings_are_named() {
+        let error = Settings::default().set("keep_version", "3").unwrap_err().to_string();
+        assert!(error.contains("keep_version"), "{error}");
+    }
+}

@@ -1,0 +1,311 @@
+//! What operations take and give: shapes shared by the mount, the API and the commands.
+
+use super::ids::Ino;
+use super::row::{Author, Kind, Node};
+use super::time::Time;
+use crate::keys::Patience;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Who asks, and whether the calling thread may wait for the token or the disk.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+    pub umask: u32,
+    pub patience: Patience,
+}
+
+impl Caller {
+    /// The daemon itself.
+    pub fn daemon() -> Self {
+        Caller { uid: 0, gid: 0, pid: std::process::id(), umask: 0o022, patience: Patience::Wait }
+    }
+
+    /// A file's owner, where the kernel does not say who closed it last.
+    pub(super) fn owner(node: &Node) -> Self {
+        Caller { uid: node.uid, gid: node.gid, pid: 0, umask: 0, patience: Patience::Wait }
+    }
+
+    pub(super) fn author(&self) -> Author {
+        Author::Uid(self.uid)
+    }
+}
+
+/// The attributes of an inode, as `stat` gives them.
+#[derive(Clone, Debug)]
+pub struct Attr {
+    pub ino: Ino,
+    /// `st_mode`, type bits included.
+    pub mode: u32,
+    pub links: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    pub size: u64,
+    /// Bytes for `st_blocks`.
+    pub stored: u64,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
+    pub born: Time,
+}
+
+impl Attr {
+    pub(super) fn of(ino: Ino, node: &Node) -> Self {
+        let rdev = match node.kind {
+            Kind::CharDevice(device) | Kind::BlockDevice(device) => device,
+            _ => 0,
+        };
+        Attr {
+            ino,
+            mode: node.kind.mode_bits() | node.mode,
+            links: node.links,
+            uid: node.uid,
+            gid: node.gid,
+            rdev,
+            size: node.size,
+            stored: node.stored,
+            atime: node.atime,
+            mtime: node.mtime,
+            ctime: node.ctime,
+            born: node.born,
+        }
+    }
+}
+
+/// Attributes to change; `None` leaves one as it is.
+#[derive(Clone, Debug, Default)]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<Time>,
+    pub mtime: Option<Time>,
+    pub ctime: Option<Time>,
+    /// The open file, for `ftruncate`.
+    pub handle: Option<Handle>,
+}
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+pub enum Make<'a> {
+    File,
+    Directory,
+    Symlink(&'a [u8]),
+    Fifo,
+    Socket,
+    CharDevice(u32),
+    BlockDevice(u32),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RenameMode {
+    Replace,
+    NoReplace,
+    Exchange,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Access {
+    pub read: bool,
+    pub write: bool,
+    pub append: bool,
+    pub truncate: bool,
+}
+
+/// One open of one file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Handle(pub u64);
+
+/// `fallocate(2)`'s modes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocate {
+    Extend,
+    KeepSize,
+    PunchHole,
+    ZeroRange,
+    ZeroRangeKeepSize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
+/// `setxattr(2)`'s flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetXattr {
+    Any,
+    Create,
+    Replace,
+}
+
+/// A name in a directory.
+pub struct DirEntry {
+    pub ino: Ino,
+    /// `st_mode` type bits.
+    pub kind: u32,
+    pub name: Vec<u8>,
+    /// Where to go on after this entry; above 2.
+    pub cookie: u64,
+}
+
+/// `statvfs(2)` of the state directory.
+pub struct FsSpace {
+    pub block: u32,
+    pub blocks: u64,
+    pub free: u64,
+    pub available: u64,
+    pub files: u64,
+    pub files_free: u64,
+}
+
+/// What changed behind the kernel's back: by a command, the API or the vault itself.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    Entry {
+        parent: Ino,
+        name: Vec<u8>,
+    },
+    Inode {
+        ino: Ino,
+        /// Cached pages too.
+        data: bool,
+    },
+}
+
+/// How to open a vault.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Instead of the URI and the PIN source in the header.
+    pub token: Option<String>,
+    pub pin_source: Option<String>,
+    /// Who owns `/vault`.
+    pub owner_uid: u32,
+    pub owner_gid: u32,
+    /// Whether `.tombstones` is listed.
+    pub show_hidden: bool,
+    /// Settings by name (`settings.rs`).
+    pub settings: Vec<(String, String)>,
+}
+
+/// One line of the audit log; never a value, names only where configured.
+#[derive(Clone, Debug)]
+pub struct AuditEvent {
+    pub event: &'static str,
+    pub caller: Option<Caller>,
+    pub organization: Option<String>,
+    pub object: Option<String>,
+    pub version: Option<String>,
+    pub detail: Option<String>,
+}
+
+impl AuditEvent {
+    pub(super) fn new(event: &'static str) -> Self {
+        AuditEvent { event, caller: None, organization: None, object: None, version: None, detail: None }
+    }
+
+    pub(super) fn by(caller: &Caller, event: &'static str) -> Self {
+        AuditEvent { caller: Some(caller.clone()), ..Self::new(event) }
+    }
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Status {
+    pub vault: String,
+    pub format: u32,
+    pub state_directory: String,
+    pub token: TokenInfo,
+    pub organizations: u64,
+    pub objects: u64,
+    pub bytes: u64,
+    pub tombstones: u64,
+    /// Answered and not stored yet.
+    pub pending_bytes: u64,
+    /// `ok`, or why nothing is written any more.
+    pub writing: String,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct TokenInfo {
+    pub uri: String,
+    pub label: String,
+    pub state: String,
+    pub calls: u64,
+    pub cached_keys: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct OrganizationInfo {
+    pub id: String,
+    pub name: String,
+    pub created_at: String,
+    pub key_id: String,
+    pub key_state: String,
+    pub objects: u64,
+    pub bytes: u64,
+    pub tombstones: u64,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct ObjectInfo {
+    pub id: String,
+    /// The organization's name.
+    pub organization: String,
+    pub organization_id: String,
+    /// Inside the organization; lossy where it is not UTF-8.
+    pub path: String,
+    pub size: u64,
+    /// The current version's ordinal; 0 before the first.
+    pub version: u64,
+    pub version_id: Option<String>,
+    /// Versions kept.
+    pub versions: u64,
+    pub context: BTreeMap<String, String>,
+    pub key_id: String,
+    pub cipher: String,
+    pub created_at: String,
+    pub updated_at: String,
+    pub updated_by: String,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct VersionInfo {
+    pub id: String,
+    /// The ordinal.
+    pub version: u64,
+    pub size: u64,
+    pub created_at: String,
+    pub created_by: String,
+    pub current: bool,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct TombstoneInfo {
+    /// The deleted object's or organization's.
+    pub id: String,
+    pub organization: String,
+    pub entry: String,
+    pub original_path: String,
+    pub size: u64,
+    pub deleted_at: String,
+    pub deleted_by: String,
+    pub purge_after: String,
+}
+
+/// Something that `fsck` found.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// `warning`, `error` or `fatal`.
+    pub severity: String,
+    pub kind: String,
+    pub object: Option<String>,
+    pub place: String,
+    pub message: String,
+}

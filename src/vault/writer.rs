@@ -1,0 +1,320 @@
+//! The writer thread: seals what was answered and stores it, batch by batch, in order.
+//!
+//! For each batch: contents' changes become extents in segments, the segments are synced, and one
+//! transaction stores all rows. A batch that names no segment bytes commits at once. Batches reach the
+//! disk each `commit_interval`, and when somebody waits in `fsync`; everybody waiting shares that flush.
+
+use super::Vault;
+use super::batch::Batch;
+use super::error::{Error, Result};
+use super::row::VaultRecord;
+use super::storing::Stored;
+use crate::store::{Durability, StoreError};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long answered operations are gathered before they are stored.
+const GATHER: Duration = Duration::from_millis(4);
+/// File data in memory beyond which writers wait.
+const ANSWERED_MAX: usize = 64 << 20;
+/// File data at which a batch is stored without gathering more.
+const BATCH_BYTES: usize = 16 << 20;
+/// How often a batch that found the disk full is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What writer and waiters tell each other.
+#[derive(Default)]
+pub struct Signals {
+    state: Mutex<State>,
+    wake: Condvar,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Somebody changed something.
+    work: bool,
+    /// A batch with this number, and all before, are to be stored / on the disk.
+    stored_wanted: u64,
+    synced_wanted: u64,
+    stored: u64,
+    synced: u64,
+    /// File data of batches that are not stored yet.
+    bytes: usize,
+    /// Destroyed keys are still in the store's free pages and log.
+    scrub: bool,
+    full: bool,
+    stopped: bool,
+    ending: bool,
+}
+
+impl Signals {
+    pub fn starting_after(batch: u64) -> Self {
+        let state = State { stored: batch, synced: batch, ..State::default() };
+        Signals { state: Mutex::new(state), ..Signals::default() }
+    }
+
+    /// Something was answered.
+    pub fn work(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.bytes += bytes;
+        let more = !state.work || state.bytes >= BATCH_BYTES;
+        state.work = true;
+        if more {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether an operation that changes something may begin.
+    pub fn check(&self) -> Result<()> {
+        if self.state.lock().stopped { Err(Error::Stopped) } else { Ok(()) }
+    }
+
+    /// Room for `bytes` more of answered data; waits for it only if told to.
+    pub fn admit(&self, wait: bool) -> Result<()> {
+        let mut state = self.state.lock();
+        while state.bytes > ANSWERED_MAX {
+            if state.stopped {
+                return Err(Error::Stopped);
+            }
+            if state.full {
+                return Err(Error::NoSpace);
+            }
+            if !wait {
+                return Err(Error::WouldWait);
+            }
+            self.done.wait(&mut state);
+        }
+        if state.stopped { Err(Error::Stopped) } else { Ok(()) }
+    }
+
+    /// Waits until `batch` is stored, or on the disk.
+    pub fn wait_for(&self, batch: u64, durability: Durability) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            let reached = match durability {
+                Durability::Ordered => state.stored,
+                Durability::Synced => state.synced,
+            };
+            if reached >= batch {
+                return Ok(());
+            }
+            if state.stopped {
+                return Err(Error::Stopped);
+            }
+            if state.full {
+                return Err(Error::NoSpace);
+            }
+            match durability {
+                Durability::Ordered => state.stored_wanted = state.stored_wanted.max(batch),
+                Durability::Synced => state.synced_wanted = state.synced_wanted.max(batch),
+            }
+            self.wake.notify_one();
+            self.done.wait(&mut state);
+        }
+    }
+
+    /// A key was destroyed: remove its traces soon.
+    pub fn scrub(&self) {
+        self.state.lock().scrub = true;
+    }
+
+    pub fn end(&self) {
+        self.state.lock().ending = true;
+        self.wake.notify_one();
+    }
+
+    pub fn pending_bytes(&self) -> u64 {
+        self.state.lock().bytes as u64
+    }
+
+    /// Why nothing is written any more, if so.
+    pub fn trouble(&self) -> Option<&'static str> {
+        let state = self.state.lock();
+        match (state.stopped, state.full) {
+            (true, _) => Some("stopped after a disk failure"),
+            (false, true) => Some("the disk is full"),
+            (false, false) => None,
+        }
+    }
+}
+
+/// What the writer thread does until it is told to end.
+pub fn run(vault: &Arc<Vault>) {
+    let mut writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
+    while writer.round() {}
+}
+
+struct Writer<'a> {
+    vault: &'a Arc<Vault>,
+    last_sync: Instant,
+    /// Whether stored batches are not on the disk yet.
+    dirty_log: bool,
+}
+
+impl Writer<'_> {
+    /// Waits for work, stores one batch; false at the end.
+    fn round(&mut self) -> bool {
+        let signals = &self.vault.signals;
+        let ending = self.wait();
+        let frozen = self.freeze();
+        if frozen && !self.store_until_done() {
+            return false;
+        }
+        self.sync_if_due(ending);
+        let state = signals.state.lock();
+        !(ending && !state.work)
+    }
+
+    /// Waits until there is something to store or to sync.
+    fn wait(&self) -> bool {
+        let signals = &self.vault.signals;
+        let mut state = signals.state.lock();
+        let urgent = |s: &State| {
+            s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES
+        };
+        while !state.work && !urgent(&state) {
+            let left = self.vault.settings.commit_interval.saturating_sub(self.last_sync.elapsed());
+            let idle = if self.dirty_log { left } else { Duration::from_secs(3600) };
+            if signals.wake.wait_for(&mut state, idle).timed_out() {
+                break;
+            }
+        }
+        let until = Instant::now() + GATHER;
+        while state.work && !urgent(&state) && !signals.wake.wait_until(&mut state, until).timed_out() {}
+        state.work = false;
+        state.ending
+    }
+
+    /// Ends the current batch and adds what every batch carries.
+    fn freeze(&self) -> bool {
+        let vault = self.vault;
+        let tx = vault.records.begin();
+        tx.freeze(|batch| {
+            if !batch.is_empty() {
+                let (next_org, next_grave) = vault.organizations.counters();
+                let record = VaultRecord { next_org, next_grave, batch: batch.number };
+                batch.put(<VaultRecord as super::row::Record>::at(()), Some(Arc::new(record)));
+                for org in std::mem::take(&mut batch.organizations) {
+                    if let Some(organization) = vault.organizations.find(org) {
+                        let record = organization.record.lock().clone();
+                        batch.put(<super::row::OrgRecord as super::row::Record>::at(org), Some(Arc::new(record)));
+                    }
+                }
+            }
+        })
+    }
+
+    /// Stores the frozen batch, trying again while the disk is full; false if writing has stopped for good.
+    fn store_until_done(&mut self) -> bool {
+        let signals = &self.vault.signals;
+        let mut stored = None;
+        loop {
+            let wanted = {
+                let state = signals.state.lock();
+                state.synced_wanted > state.synced || self.last_sync.elapsed() >= self.vault.settings.commit_interval
+            };
+            match self.store(&mut stored, if wanted { Durability::Synced } else { Durability::Ordered }) {
+                Ok(()) => {
+                    signals.state.lock().full = false;
+                    return true;
+                }
+                Err(Error::Store(StoreError::Full(_)) | Error::NoSpace) => {
+                    self.vault.report("the state directory's disk is full: free some space; deleting works");
+                    let mut state = signals.state.lock();
+                    state.full = true;
+                    signals.done.notify_all();
+                    if state.ending {
+                        return self.stop("the last operations could not be stored: the disk is full", state);
+                    }
+                    signals.wake.wait_for(&mut state, RETRY);
+                }
+                Err(error) => {
+                    self.vault.report(&format!("writing stops: {error}"));
+                    let state = signals.state.lock();
+                    return self.stop("unmount, check the disk, mount again", state);
+                }
+            }
+        }
+    }
+
+    fn stop(&self, why: &str, mut state: parking_lot::MutexGuard<'_, State>) -> bool {
+        state.stopped = true;
+        self.vault.signals.done.notify_all();
+        drop(state);
+        self.vault.report(why);
+        false
+    }
+
+    /// One try. What was appended to segments is remembered across tries.
+    fn store(&mut self, stored: &mut Option<Stored>, durability: Durability) -> Result<()> {
+        let vault = self.vault;
+        let stored = match stored {
+            Some(stored) => stored,
+            None => stored.insert(Stored::default()),
+        };
+        vault.store_contents(stored)?;
+        if stored.names_segments() {
+            vault.segments.sync()?;
+        }
+        let (number, bytes, changes) = {
+            let pending = vault.records.pending.read();
+            let batch: &Batch = pending.frozen.as_ref().expect("the writer froze it");
+            (batch.number, batch.bytes, vault.records.seal(batch)?)
+        };
+        vault.records.store.commit(&mut changes.into_iter(), durability)?;
+        vault.records.pending.write().frozen = None;
+        {
+            let mut freed = vault.freed.lock();
+            freed.waiting.append(&mut stored.freed);
+            freed.empty.append(&mut stored.empty);
+        }
+        self.dirty_log |= durability == Durability::Ordered;
+        let mut state = vault.signals.state.lock();
+        state.bytes -= bytes;
+        state.stored = number;
+        if durability == Durability::Synced {
+            state.synced = number;
+            drop(state);
+            self.synced();
+        }
+        vault.signals.done.notify_all();
+        Ok(())
+    }
+
+    fn sync_if_due(&mut self, ending: bool) {
+        let vault = self.vault;
+        let (due, stored) = {
+            let state = vault.signals.state.lock();
+            let asked = state.synced_wanted > state.synced && state.stored > state.synced;
+            (asked || ending || self.last_sync.elapsed() >= vault.settings.commit_interval, state.stored)
+        };
+        if !(self.dirty_log && due) {
+            return;
+        }
+        match vault.records.store.flush() {
+            Ok(()) => {
+                vault.signals.state.lock().synced = stored;
+                self.synced();
+                vault.signals.done.notify_all();
+            }
+            Err(error) => {
+                vault.report(&format!("writing stops: {error}"));
+                self.stop("unmount, check the disk, mount again", vault.signals.state.lock());
+            }
+        }
+    }
+
+    /// Everything stored is on the disk: what it dropped can be given back now.
+    fn synced(&mut self) {
+        self.dirty_log = false;
+        self.last_sync = Instant::now();
+        self.vault.give_back();
+        if std::mem::take(&mut self.vault.signals.state.lock().scrub)
+            && let Err(error) = self.vault.records.store.checkpoint_truncate()
+        {
+            self.vault.report(&format!("a purged key may linger in the write-ahead log: {error}"));
+        }
+    }
+}
