@@ -11,7 +11,11 @@
 //! ```
 //! Arrows go down only.
 
+pub mod api;
+pub mod audit;
+pub mod cli;
 pub mod crypto;
+pub mod daemon;
 pub mod fs;
 pub mod keys;
 pub mod store;

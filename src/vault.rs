@@ -38,7 +38,7 @@ pub use settings::Settings;
 pub use time::Time;
 pub use types::*;
 
-use crate::keys::Keyring;
+use crate::keys::{Keyring, TokenUri};
 use crate::store::{Segments, StateLock};
 use content::Contents;
 use file::Handles;
@@ -63,6 +63,7 @@ pub struct Vault {
     settings: Settings,
     owner: (u32, u32),
     show_hidden: bool,
+    token_uri: TokenUri,
     keyring: Keyring,
     records: Records,
     segments: Segments,
@@ -184,11 +185,11 @@ impl Vault {
             format: FORMAT,
             state_directory: self.state.display().to_string(),
             token: TokenInfo {
-                uri: token.uri,
+                uri: self.token_uri.to_string(),
                 label: token.label,
-                state: token.state,
+                state: token.state.to_owned(),
                 calls: self.keyring.token_calls(),
-                cached_keys: token.cached_keys as u64,
+                cached_keys: token.cached as u64,
                 last_error: token.last_error,
             },
             organizations: living.len() as u64,

@@ -130,6 +130,23 @@ impl Key {
         key.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(key)
     }
+
+    /// The first key after this one.
+    pub fn successor(&self) -> Key {
+        let mut next = *self;
+        if usize::from(self.len) < Key::MAX {
+            next.len += 1;
+            return next;
+        }
+        for byte in next.bytes.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                return next;
+            }
+        }
+        // There is none after the last.
+        *self
+    }
 }
 
 impl From<&[u8]> for Key {

@@ -23,8 +23,23 @@ const TOTAL_MAX: usize = 64 * 1024;
 const NEW: Duration = Duration::from_secs(60);
 /// What each object lists; a copy may bring any of them, and those of tombstones.
 const COPIED: &[&str] = &[
-    "id", "version_id", "version", "versions", "key_id", "cipher", "created_at", "updated_at", "updated_by", "deleted_at",
-    "deleted_by", "purge_after", "original_path", "key_state", "objects", "bytes", "tombstones",
+    "id",
+    "version_id",
+    "version",
+    "versions",
+    "key_id",
+    "cipher",
+    "created_at",
+    "updated_at",
+    "updated_by",
+    "deleted_at",
+    "deleted_by",
+    "purge_after",
+    "original_path",
+    "key_state",
+    "objects",
+    "bytes",
+    "tombstones",
 ];
 
 impl Vault {
@@ -185,7 +200,13 @@ impl Vault {
         }
     }
 
-    fn object_attributes(&self, ino: Ino, node: &Node, id: super::ids::ObjectId, list: &mut AttributeList) -> Result<()> {
+    fn object_attributes(
+        &self,
+        ino: Ino,
+        node: &Node,
+        id: super::ids::ObjectId,
+        list: &mut AttributeList,
+    ) -> Result<()> {
         let org = ino.organization();
         let object = self.records.get::<Object>((org, id))?;
         let organization = self.organizations.find(org).ok_or(Error::NotFound)?;

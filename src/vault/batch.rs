@@ -78,9 +78,13 @@ impl Rows {
 
     /// Which organization seals the pending row with this key, if there is one.
     pub fn organization_of(&self, table: Table, key: &Key) -> Option<OrgNo> {
-        let range = RowAt { table, key: *key, sealed_for: OrgNo::VAULT }
-            ..=RowAt { table, key: *key, sealed_for: OrgNo(OrgNo::MAX) };
-        let found = |batch: &Batch| batch.rows.range(range.clone()).find(|(_, row)| row.is_some()).map(|(at, _)| at.sealed_for);
+        let range = RowAt { table, key: *key, sealed_for: OrgNo::VAULT }..=RowAt {
+            table,
+            key: *key,
+            sealed_for: OrgNo(OrgNo::MAX),
+        };
+        let found =
+            |batch: &Batch| batch.rows.range(range.clone()).find(|(_, row)| row.is_some()).map(|(at, _)| at.sealed_for);
         found(&self.current).or_else(|| found(self.frozen.as_ref()?))
     }
 

@@ -7,7 +7,7 @@ use super::organization::Organization;
 use super::row::{Attributes, ContentRecord, Entry, Kind, Node, Object, Pending, Record, Task, Tombstone, Version};
 use super::time::Time;
 use super::{Access, AuditEvent, Caller, Handle, Make, Vault};
-use super::{ObjectInfo, OrganizationInfo, TombstoneInfo, VersionInfo};
+use super::{ObjectInfo, OrganizationInfo, Restored, TombstoneInfo, VersionInfo};
 use crate::keys::Patience;
 use std::sync::Arc;
 
@@ -459,8 +459,8 @@ impl Vault {
         Ok((OrgNo::VAULT, self.find_grave(OrgNo::VAULT, which)?.0))
     }
 
-    /// Back to its original path, or to another inside the same organization. `None` for an organization.
-    pub fn restore(&self, caller: &Caller, which: &[u8], to: Option<&[u8]>) -> Result<Option<ObjectInfo>> {
+    /// Back to its original path, or to another inside the same organization; an organization to its name or another.
+    pub fn restore(&self, caller: &Caller, which: &[u8], to: Option<&[u8]>) -> Result<Restored> {
         let (org, number) = self.find_tombstone(which)?;
         let grave = self.records.get::<Tombstone>((org, number))?.ok_or(Error::NotFound)?;
         let path = to.unwrap_or(&grave.original_path);
@@ -468,7 +468,8 @@ impl Vault {
             self.restore_organization(caller, number, path)?;
             self.name_changed(Ino::ROOT, path);
             self.sync()?;
-            return Ok(None);
+            let organization = self.living(grave.ino.organization())?;
+            return Ok(Restored::Organization(self.organization_info(&organization)));
         }
         let organization = self.living(org)?;
         let full = [organization.id.to_string().as_bytes(), b"/", path].concat();
@@ -478,7 +479,7 @@ impl Vault {
         self.sync()?;
         let node = self.records.get::<Node>(grave.ino)?.ok_or(Error::NotFound)?;
         let id = node.object().ok_or(Error::NotFound)?;
-        self.describe(id).map(Some)
+        self.describe(id).map(Restored::Object)
     }
 
     /// Ends a tombstone: its wrapped key is destroyed, then its bytes.
@@ -501,5 +502,8 @@ impl Vault {
 /// Whether a path stands below a folder.
 fn below(path: &str, folder: &[u8]) -> bool {
     folder.is_empty()
-        || path.as_bytes().strip_prefix(folder).is_some_and(|rest| rest.is_empty() || folder.ends_with(b"/") || rest.starts_with(b"/"))
+        || path
+            .as_bytes()
+            .strip_prefix(folder)
+            .is_some_and(|rest| rest.is_empty() || folder.ends_with(b"/") || rest.starts_with(b"/"))
 }

@@ -56,7 +56,9 @@ pub enum Error {
     Corrupt(Place),
     #[error("no space left in the vault's state directory")]
     NoSpace,
-    #[error("the vault stopped writing after a failure of the state directory's disk; unmount, check the disk, mount again")]
+    #[error(
+        "the vault stopped writing after a failure of the state directory's disk; unmount, check the disk, mount again"
+    )]
     Stopped,
     #[error(transparent)]
     Store(StoreError),

@@ -120,7 +120,11 @@ impl Vault {
     fn openable(&self, ino: Ino, open: bool) -> Result<()> {
         let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
         if node.object().is_none() {
-            return Err(if node.kind.is_directory() { Error::IsADirectory } else { Error::Invalid("not a regular file") });
+            return Err(if node.kind.is_directory() {
+                Error::IsADirectory
+            } else {
+                Error::Invalid("not a regular file")
+            });
         }
         if node.grave.is_some() && !open {
             return Err(Error::Denied("deleted: restore it to read it"));
@@ -382,7 +386,9 @@ impl Vault {
         match node.object() {
             None if node.kind.is_directory() => return Err(Error::IsADirectory),
             None => return Err(Error::Invalid("not a regular file")),
-            Some(_) if node.grave.is_some() && file.is_none() => return Err(Error::Denied("deleted: restore it first")),
+            Some(_) if node.grave.is_some() && file.is_none() => {
+                return Err(Error::Denied("deleted: restore it first"));
+            }
             Some(_) => {}
         }
         if size == node.size && file.is_some() {

@@ -85,7 +85,9 @@ impl Check<'_> {
         }
         let at = RowAt { table, key, sealed_for: org };
         let result = match table {
-            Table::Organization if *key == *OrgRecord::at(OrgNo::VAULT).key => self.open::<VaultRecord>(&at, sealed).map(drop),
+            Table::Organization if *key == *OrgRecord::at(OrgNo::VAULT).key => {
+                self.open::<VaultRecord>(&at, sealed).map(drop)
+            }
             Table::Organization => self.open::<OrgRecord>(&at, sealed).map(drop),
             Table::Node => self.open::<Node>(&at, sealed).map(|node| self.node(&key, &node)),
             Table::Entry => self.open::<Entry>(&at, sealed).map(|entry| self.entry(&key, &entry)),
@@ -128,7 +130,13 @@ impl Check<'_> {
         if let Kind::Directory { parent, .. } = node.kind
             && self.missing::<Node>(parent)
         {
-            self.find("error", "folder", None, format!("inode {}", ino.0), "the folder that it is in is missing".into());
+            self.find(
+                "error",
+                "folder",
+                None,
+                format!("inode {}", ino.0),
+                "the folder that it is in is missing".into(),
+            );
         }
         if let Some(id) = node.object()
             && node.stored > 0

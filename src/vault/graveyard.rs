@@ -71,13 +71,16 @@ impl Vault {
         })?;
         self.change(tx, ino, |node| node.grave = Some(number))?;
         let hash = self.records.name_hash(Ino::graveyard_of(org), &path)?;
-        tx.put_new((org, number), Tombstone {
-            ino,
-            name: grave_name(name, now, number),
-            original_path: path,
-            deleted: now,
-            deleted_by: caller.author(),
-        });
+        tx.put_new(
+            (org, number),
+            Tombstone {
+                ino,
+                name: grave_name(name, now, number),
+                original_path: path,
+                deleted: now,
+                deleted_by: caller.author(),
+            },
+        );
         let mut buried = tx.get::<Buried>((org, hash))?.map_or_else(Buried::default, |b| (*b).clone());
         buried.0.push(number);
         while buried.0.len() > self.settings.tombstones_per_name {
@@ -236,8 +239,10 @@ impl Vault {
         let mut found = Vec::new();
         let mut next = Some(key(from));
         while let Some(start) = next.filter(|_| found.len() < limit) {
-            let part = self.records.scan::<Tombstone>(Tombstone::at((org, 0)), start, key(u64::MAX), limit.min(1000))?;
-            let number = |key: &Key| u64::from_be_bytes(key[4..12].try_into().expect("keys of tombstones end in a number"));
+            let part =
+                self.records.scan::<Tombstone>(Tombstone::at((org, 0)), start, key(u64::MAX), limit.min(1000))?;
+            let number =
+                |key: &Key| u64::from_be_bytes(key[4..12].try_into().expect("keys of tombstones end in a number"));
             found.extend(part.rows.into_iter().map(|(key, row)| (number(&key), row)));
             next = part.next;
         }

@@ -165,7 +165,11 @@ impl FromStr for OrgId {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let id = text.strip_prefix("org_").and_then(|t| ulid::Ulid::from_string(t).ok()).map(|u| OrgId(u.into())).ok_or(())?;
+        let id = text
+            .strip_prefix("org_")
+            .and_then(|t| ulid::Ulid::from_string(t).ok())
+            .map(|u| OrgId(u.into()))
+            .ok_or(())?;
         if id.to_string() == text { Ok(id) } else { Err(()) }
     }
 }

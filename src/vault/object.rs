@@ -233,7 +233,12 @@ impl Vault {
         match history.as_ref().and_then(|h| h.current()).filter(|_| !node.changed) {
             Some(value) => {
                 let next = object.current().map_or(1, |v| v.ordinal + 1);
-                object.versions.push(Version { ordinal: next, id: VersionId::fresh(id), at: Time::now(), ..value.clone() });
+                object.versions.push(Version {
+                    ordinal: next,
+                    id: VersionId::fresh(id),
+                    at: Time::now(),
+                    ..value.clone()
+                });
                 node.guard = None;
                 self.prune_versions(tx, org, id, &mut object)?;
             }

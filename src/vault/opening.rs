@@ -62,7 +62,9 @@ impl Vault {
         // The batch's own record says its number, but it is sealed like any other: open it with a stand-in first.
         let records = Records::new(rows, sealer, 0, settings.record_cache);
         let own = records.get::<VaultRecord>(())?.ok_or_else(|| {
-            Error::Header("the vault's own record is missing from records.db: restore the state directory from a copy".into())
+            Error::Header(
+                "the vault's own record is missing from records.db: restore the state directory from a copy".into(),
+            )
         })?;
         records.start_after(own.batch);
         let organizations = load_organizations(&records, &own)?;
@@ -87,6 +89,7 @@ impl Vault {
             threads: Default::default(),
             lock: parking_lot::Mutex::new(Some(lock)),
             settings,
+            token_uri: token,
             keyring,
             records,
             organizations,
@@ -239,11 +242,8 @@ fn parse_pin(text: &str) -> Result<PinSource> {
 }
 
 fn open_keyring(token: &TokenUri, pin: &PinSource, settings: &Settings) -> Result<Keyring> {
-    let cache = CacheLimits {
-        entries: settings.key_cache,
-        soft: settings.key_cache_soft,
-        hard: settings.key_cache_hard,
-    };
+    let cache =
+        CacheLimits { entries: settings.key_cache, soft: settings.key_cache_soft, hard: settings.key_cache_hard };
     let config =
         KeyringConfig { uri: token.clone(), pin: pin.clone(), timeout: settings.key_timeout, cache, pool: POOL };
     Ok(Keyring::open(config)?)
@@ -258,9 +258,11 @@ fn make_state_directory(state: &Path) -> Result<()> {
         Ok(mut entries) => {
             // What an `init` that was cut short left is no vault: without a header nothing can open it.
             let leftover = |name: &std::ffi::OsStr| ["lock", "vault.json.new"].iter().any(|n| name == *n);
-            let strange = entries.find(|e| e.as_ref().is_ok_and(|e| {
-                !leftover(&e.file_name()) && !e.file_name().as_encoded_bytes().starts_with(b"records.db")
-            }));
+            let strange = entries.find(|e| {
+                e.as_ref().is_ok_and(|e| {
+                    !leftover(&e.file_name()) && !e.file_name().as_encoded_bytes().starts_with(b"records.db")
+                })
+            });
             if strange.is_some() {
                 return Err(Error::Header(format!("{} is not empty: choose a directory of its own", state.display())));
             }
@@ -283,13 +285,16 @@ fn make_records(state: &Path, id: VaultId, key: RecordKey) -> Result<()> {
     let rows = Rows::create(state, Arc::new(RealDisk))?;
     let records = Records::new(rows, Sealer::new(id.0.to_be_bytes(), key), 1, 16);
     let mut tx = records.begin();
-    tx.put(Ino::ROOT, Node {
-        kind: Kind::Directory { parent: Ino::ROOT, name: Vec::new() },
-        mode: 0o755,
-        links: 2,
-        size: 4096,
-        ..Node::new(Time::now())
-    });
+    tx.put(
+        Ino::ROOT,
+        Node {
+            kind: Kind::Directory { parent: Ino::ROOT, name: Vec::new() },
+            mode: 0o755,
+            links: 2,
+            size: 4096,
+            ..Node::new(Time::now())
+        },
+    );
     tx.put((), VaultRecord { next_org: 1, next_grave: 1, batch: 1 });
     tx.commit();
     records.begin().freeze(|_| ());
@@ -305,6 +310,7 @@ fn load_organizations(records: &Records, own: &VaultRecord) -> Result<Organizati
     let end = Key::from(&u32::MAX.to_be_bytes()[..]);
     let rows = records.scan_all::<OrgRecord>(like, like.key, end)?;
     let number = |key: &Key| OrgNo(u32::from_be_bytes((**key).try_into().expect("keys of organizations are numbers")));
-    let rows = rows.into_iter().filter(|(key, _)| is_organization(key)).map(|(key, row)| (number(&key), (*row).clone()));
+    let rows =
+        rows.into_iter().filter(|(key, _)| is_organization(key)).map(|(key, row)| (number(&key), (*row).clone()));
     Ok(Organizations::new(rows, (own.next_org, own.next_grave)))
 }

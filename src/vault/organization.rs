@@ -46,7 +46,10 @@ impl Organizations {
         let organization = |(no, record): (OrgNo, OrgRecord)| {
             (no, Arc::new(Organization { no, id: record.id, record: Mutex::new(record) }))
         };
-        Organizations { by_number: RwLock::new(records.into_iter().map(organization).collect()), next: Mutex::new(next) }
+        Organizations {
+            by_number: RwLock::new(records.into_iter().map(organization).collect()),
+            next: Mutex::new(next),
+        }
     }
 
     pub fn find(&self, no: OrgNo) -> Option<Arc<Organization>> {
@@ -199,7 +202,8 @@ impl Vault {
         tx.touch_organization(no);
         let batch = self.finish(tx);
         self.signals.wait_for(batch, Durability::Synced)?;
-        let event = |event, detail| AuditEvent { organization: Some(id.to_string()), detail, ..AuditEvent::by(caller, event) };
+        let event =
+            |event, detail| AuditEvent { organization: Some(id.to_string()), detail, ..AuditEvent::by(caller, event) };
         self.audit(event("key.created", Some(kek.to_string())));
         self.audit(event("organization.created", self.settings.audit_names.then(|| name.to_owned())));
         Ok((attr, organization))
@@ -235,7 +239,10 @@ impl Vault {
         organization.record.lock().name = name.to_owned();
         tx.touch_organization(organization.no);
         self.finish(tx);
-        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.renamed") });
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "organization.renamed")
+        });
         Ok(())
     }
 
@@ -252,19 +259,25 @@ impl Vault {
         }
         let (now, number) = (Time::now(), self.organizations.next_grave());
         tx.delete::<Entry>((Ino::ROOT, hash));
-        tx.put((OrgNo::VAULT, number), Tombstone {
-            ino: entry.ino,
-            name: super::graveyard::grave_name(name, now, number),
-            original_path: name.to_vec(),
-            deleted: now,
-            deleted_by: caller.author(),
-        });
+        tx.put(
+            (OrgNo::VAULT, number),
+            Tombstone {
+                ino: entry.ino,
+                name: super::graveyard::grave_name(name, now, number),
+                original_path: name.to_vec(),
+                deleted: now,
+                deleted_by: caller.author(),
+            },
+        );
         self.change(&mut tx, entry.ino, |node| (node.grave, node.ctime) = (Some(number), now))?;
         self.touch_folder(&mut tx, Ino::ROOT, -1, now)?;
         organization.record.lock().deleted = true;
         tx.touch_organization(organization.no);
         self.finish(tx);
-        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.deleted") });
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "organization.deleted")
+        });
         Ok(())
     }
 
@@ -293,7 +306,10 @@ impl Vault {
         tx.touch_organization(organization.no);
         self.finish(tx);
         self.changed(Changed::Entry { parent: Ino::ROOT, name: to.to_vec() });
-        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::by(caller, "organization.restored") });
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "organization.restored")
+        });
         Ok(())
     }
 

@@ -153,7 +153,15 @@ impl Records {
 
     /// Begins a transaction; waits for the one under way.
     pub fn begin(&self) -> Tx<'_> {
-        Tx { records: self, writing: self.writing.lock(), rows: BTreeMap::new(), fresh: Vec::new(), organizations: Vec::new(), contents: Vec::new(), bytes: 0 }
+        Tx {
+            records: self,
+            writing: self.writing.lock(),
+            rows: BTreeMap::new(),
+            fresh: Vec::new(),
+            organizations: Vec::new(),
+            contents: Vec::new(),
+            bytes: 0,
+        }
     }
 
     /// The sealed form of a batch.

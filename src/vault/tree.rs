@@ -343,7 +343,8 @@ impl Vault {
     pub(super) fn is_empty(&self, directory: Ino) -> Result<bool> {
         let mut from = Some(first_entry(directory));
         while let Some(start) = from {
-            let part = self.records.scan::<Entry>(Entry::at((directory, [0; 16])), start, end_of_entries(directory), 16)?;
+            let part =
+                self.records.scan::<Entry>(Entry::at((directory, [0; 16])), start, end_of_entries(directory), 16)?;
             if !part.rows.is_empty() {
                 return Ok(false);
             }

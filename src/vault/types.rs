@@ -299,6 +299,13 @@ pub struct TombstoneInfo {
     pub purge_after: String,
 }
 
+/// What a tombstone was before, and is again.
+#[derive(Clone, Debug)]
+pub enum Restored {
+    Object(ObjectInfo),
+    Organization(OrganizationInfo),
+}
+
 /// Something that `fsck` found.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Finding {

@@ -171,9 +171,8 @@ impl Writer<'_> {
     fn wait(&self) -> bool {
         let signals = &self.vault.signals;
         let mut state = signals.state.lock();
-        let urgent = |s: &State| {
-            s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES
-        };
+        let urgent =
+            |s: &State| s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES;
         while !state.work && !urgent(&state) {
             let left = self.vault.settings.commit_interval.saturating_sub(self.last_sync.elapsed());
             let idle = if self.dirty_log { left } else { Duration::from_secs(3600) };

@@ -57,7 +57,7 @@ fn scan_is_ordered_and_bounded() {
         assert_eq!(keys(0, u32::MAX, 100), [1, 2, 3, 5, 256]);
         assert_eq!(keys(2, 5, usize::MAX), [2, 3], "from is included, to is not");
         assert_eq!(keys(0, u32::MAX, 2), [1, 2]);
-        assert_eq!(keys(6, 2, 2), []);
+        assert_eq!(keys(6, 2, 2), Vec::<u32>::new());
     }
 }
 

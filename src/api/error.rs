@@ -1,0 +1,112 @@
+//! What a request is refused with: the one table from the vault's errors to a status and a code.
+//!
+//! The body is `{"error": "what happened", "code": "one word"}`; the command line turns the code into its
+//! exit code, other clients look at the status.
+
+use crate::vault;
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One word for the kind of refusal. Scripts compare them: they stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    Invalid,
+    Denied,
+    NotFound,
+    Exists,
+    NotEmpty,
+    VersionLost,
+    Token,
+    Integrity,
+    NoSpace,
+    Failure,
+}
+
+/// A refusal, in the form in which it travels.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    pub error: String,
+    pub code: Code,
+}
+
+impl Problem {
+    pub fn new(code: Code, error: impl Into<String>) -> Self {
+        Problem { error: error.into(), code }
+    }
+
+    pub fn invalid(error: impl Into<String>) -> Self {
+        Self::new(Code::Invalid, error)
+    }
+
+    /// A vault that does not open. What stands in the way is then a missing header, another owner or the
+    /// disk, all EIO to an application; only a request can say that a value is not authentic.
+    pub fn opening(error: vault::Error) -> Self {
+        let problem = Problem::from(error);
+        match problem.code {
+            Code::Integrity => Problem { code: Code::Failure, ..problem },
+            _ => problem,
+        }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        match self.code {
+            Code::Invalid => StatusCode::BAD_REQUEST,
+            Code::Denied => StatusCode::FORBIDDEN,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::Exists | Code::NotEmpty | Code::VersionLost => StatusCode::CONFLICT,
+            Code::Token => StatusCode::SERVICE_UNAVAILABLE,
+            Code::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Code::Integrity | Code::Failure => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<vault::Error> for Problem {
+    fn from(error: vault::Error) -> Self {
+        let code = match error.errno() {
+            libc::ENOENT => Code::NotFound,
+            libc::EEXIST => Code::Exists,
+            libc::ENOTEMPTY => Code::NotEmpty,
+            libc::ESTALE => Code::VersionLost,
+            libc::ENOKEY => Code::Token,
+            libc::EIO => Code::Integrity,
+            libc::ENOSPC | libc::EDQUOT => Code::NoSpace,
+            libc::EACCES | libc::EPERM | libc::EROFS => Code::Denied,
+            libc::EINVAL | libc::ENAMETOOLONG | libc::ENOTDIR | libc::EISDIR | libc::EXDEV => Code::Invalid,
+            _ => Code::Failure,
+        };
+        Problem::new(code, error.to_string())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status(), Json(self)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_travels_as_error_and_code() {
+        let problem = Problem::new(Code::VersionLost, "the object is at version 3");
+        let text = serde_json::to_string(&problem).unwrap();
+        assert_eq!(text, r#"{"error":"the object is at version 3","code":"version_lost"}"#);
+        assert_eq!(serde_json::from_str::<Problem>(&text).unwrap(), problem);
+        assert_eq!(problem.status(), StatusCode::CONFLICT);
+    }
+}

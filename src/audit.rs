@@ -1,0 +1,178 @@
+//! The audit log: one JSON line for each event, in `STATE/audit/audit.jsonl`.
+//!
+//! It names ids, never a value, and of a process its uid, pid and command name, never its arguments. Files
+//! are rotated by size; an operator who needs more history collects them.
+
+use crate::vault::{AuditEvent, Caller, Time};
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A file that has grown to this many bytes is put aside.
+const FILE_LIMIT: u64 = 64 << 20;
+/// Files that were put aside and are kept: `audit.jsonl.1` is the youngest.
+const KEPT: u32 = 10;
+
+pub struct Audit {
+    path: PathBuf,
+    limit: u64,
+    file: Mutex<Open>,
+    /// Told the first time that an event could not be written: the vault goes on without its log.
+    on_failure: Box<dyn Fn(String) + Send + Sync>,
+}
+
+struct Open {
+    file: File,
+    size: u64,
+    failed: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    event: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor: Option<Actor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    organization: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Actor {
+    uid: u32,
+    pid: u32,
+    /// The command's name, as far as the process is still there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<String>,
+}
+
+impl Audit {
+    pub fn open(state: &Path, on_failure: Box<dyn Fn(String) + Send + Sync>) -> io::Result<Self> {
+        let directory = state.join("audit");
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let path = directory.join("audit.jsonl");
+        let file = Mutex::new(Open::at(&path)?);
+        Ok(Audit { path, limit: FILE_LIMIT, file, on_failure })
+    }
+
+    pub fn record(&self, event: &AuditEvent) {
+        let line = Line {
+            time: Time::now().rfc3339(),
+            event: event.event,
+            actor: event.caller.as_ref().map(Actor::of),
+            organization: event.organization.as_deref(),
+            object: event.object.as_deref(),
+            version: event.version.as_deref(),
+            detail: event.detail.as_deref(),
+        };
+        let mut text = serde_json::to_vec(&line).expect("an event is plain data");
+        text.push(b'\n');
+        let mut open = self.file.lock();
+        match self.append(&mut open, &text) {
+            Ok(()) => open.failed = false,
+            Err(error) if !open.failed => {
+                open.failed = true;
+                (self.on_failure)(format!(
+                    "cannot write the audit log {}: {error}; events are lost until it can be written again",
+                    self.path.display()
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn append(&self, open: &mut Open, line: &[u8]) -> io::Result<()> {
+        if open.size > 0 && open.size + line.len() as u64 > self.limit {
+            self.rotate()?;
+            *open = Open { failed: open.failed, ..Open::at(&self.path)? };
+        }
+        // One write for one line: another process that appends never lands inside it.
+        open.file.write_all(line)?;
+        open.size += line.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&self) -> io::Result<()> {
+        for number in (1..KEPT).rev() {
+            match fs::rename(self.aside(number), self.aside(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, self.aside(1))
+    }
+
+    fn aside(&self, number: u32) -> PathBuf {
+        self.path.with_extension(format!("jsonl.{number}"))
+    }
+}
+
+impl Open {
+    fn at(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let size = file.metadata()?.len();
+        Ok(Open { file, size, failed: false })
+    }
+}
+
+impl Actor {
+    fn of(caller: &Caller) -> Self {
+        let comm = fs::read_to_string(format!("/proc/{}/comm", caller.pid)).ok();
+        Actor { uid: caller.uid, pid: caller.pid, comm: comm.map(|c| c.trim_end().to_owned()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::Patience;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn event(event: &'static str) -> AuditEvent {
+        let pid = std::process::id();
+        let caller = Some(Caller { uid: 7, gid: 7, pid, umask: 0, patience: Patience::Never });
+        AuditEvent { event, caller, organization: Some("org_1".into()), object: None, version: None, detail: None }
+    }
+
+    #[test]
+    fn an_event_is_one_line_that_names_who() {
+        let state = tempfile::tempdir().unwrap();
+        Audit::open(state.path(), Box::new(|why| panic!("{why}"))).unwrap().record(&event("key.created"));
+        let path = state.path().join("audit/audit.jsonl");
+        let line: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(line["event"], "key.created");
+        assert_eq!(line["actor"]["uid"], 7);
+        assert!(line["actor"]["comm"].is_string());
+        assert_eq!(line["organization"], "org_1");
+        assert!(line.get("object").is_none());
+        assert_eq!(line["time"].as_str().unwrap().len(), "2026-11-23T16:41:00.123456Z".len());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(state.path().join("audit")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn full_files_are_put_aside_and_the_oldest_go() {
+        let state = tempfile::tempdir().unwrap();
+        let mut audit = Audit::open(state.path(), Box::new(|why| panic!("{why}"))).unwrap();
+        audit.limit = 1;
+        for _ in 0..KEPT + 5 {
+            audit.record(&event("object.deleted"));
+        }
+        assert_eq!(fs::read_dir(state.path().join("audit")).unwrap().count() as u32, KEPT + 1);
+        for number in 1..=KEPT {
+            assert_eq!(fs::read_to_string(audit.aside(number)).unwrap().lines().count(), 1);
+        }
+    }
+}

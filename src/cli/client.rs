@@ -1,0 +1,185 @@
+//! The one way in: a request to the daemon's socket, or to the same routes in this process.
+//!
+//! Without a daemon the command owns the state directory while it lasts. If another command owns it, or a
+//! daemon that is starting or ending, this one waits for a moment.
+
+use super::exit::Failure;
+use crate::api::{self, Api, Code, Peer, Problem, stream};
+use crate::audit::Audit;
+use crate::daemon::{control, log, process};
+use crate::store::StateLock;
+use crate::vault::{Options, Vault};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::header::HOST;
+use axum::http::{Method, Request, Response};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+/// How long another owner of the state directory is waited for, and how often it is looked for.
+const PATIENCE: Duration = Duration::from_secs(10);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+pub struct Client {
+    runtime: Runtime,
+    way: Option<Way>,
+}
+
+enum Way {
+    Daemon(SendRequest<Body>, JoinHandle<()>),
+    InProcess(Router, Arc<Vault>),
+}
+
+impl Client {
+    pub fn new(state: &Path) -> Result<Client, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Failure::io("cannot start", e))?;
+        let deadline = Instant::now() + PATIENCE;
+        let way = loop {
+            if let Some(daemon) = runtime.block_on(reach(state))? {
+                break daemon;
+            }
+            match StateLock::holder(state) {
+                Some(_) if Instant::now() < deadline => std::thread::sleep(BETWEEN_LOOKS),
+                _ => break open(state)?,
+            }
+        };
+        Ok(Client { runtime, way: Some(way) })
+    }
+
+    /// An answer in JSON.
+    pub fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str) -> Result<T, Failure> {
+        self.send(Request::builder().method(method).uri(path), Body::empty())?.json()
+    }
+
+    /// A body of raw bytes in, an answer in JSON out.
+    pub fn put<T: DeserializeOwned>(&mut self, path: &str, body: Body) -> Result<T, Failure> {
+        let request =
+            Request::builder().method(Method::PUT).uri(path).header("content-type", "application/octet-stream");
+        self.send(request, body)?.json()
+    }
+
+    pub fn post<T: DeserializeOwned>(&mut self, path: &str, body: &impl serde::Serialize) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).expect("a request is plain data");
+        let request = Request::builder().method(Method::POST).uri(path).header("content-type", "application/json");
+        self.send(request, body.into())?.json()
+    }
+
+    /// Raw bytes, as they come.
+    pub fn stream(
+        &mut self,
+        method: Method,
+        path: &str,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header("accept", "application/octet-stream").header("te", "trailers");
+        let mut answer = self.send(request, Body::empty())?;
+        while let Some(piece) = answer.next()? {
+            each(&piece)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, request: axum::http::request::Builder, body: Body) -> Result<Answer<'_>, Failure> {
+        let mut request = request.header(HOST, "vaultfs").body(body).expect("paths are percent-encoded");
+        let way = self.way.as_mut().expect("there until the client is dropped");
+        let response = self.runtime.block_on(async {
+            match way {
+                Way::Daemon(daemon, _) => match daemon.send_request(request).await {
+                    Ok(response) => Ok(response.map(Body::new)),
+                    Err(e) => Err(Failure::new(Code::Failure, format!("the daemon broke off: {e}; see its log"))),
+                },
+                Way::InProcess(routes, _) => {
+                    request.extensions_mut().insert(ConnectInfo(Peer::this_process()));
+                    Ok(routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {}))
+                }
+            }
+        })?;
+        let refused = !response.status().is_success();
+        let answer = Answer { runtime: &self.runtime, response };
+        if refused { Err(answer.json::<Problem>()?.into()) } else { Ok(answer) }
+    }
+}
+
+impl Drop for Client {
+    /// What a command changed is durable by now; closing gives the state directory back in good order.
+    fn drop(&mut self) {
+        match self.way.take() {
+            Some(Way::InProcess(_, vault)) => {
+                if let Err(error) = vault.close() {
+                    log::error(&format!("closing the vault: {error}"));
+                }
+            }
+            Some(Way::Daemon(_, connection)) => connection.abort(),
+            None => {}
+        }
+    }
+}
+
+struct Answer<'a> {
+    runtime: &'a Runtime,
+    response: Response<Body>,
+}
+
+impl Answer<'_> {
+    fn next(&mut self) -> Result<Option<axum::body::Bytes>, Failure> {
+        Ok(self.runtime.block_on(stream::next(self.response.body_mut()))?)
+    }
+
+    fn json<T: DeserializeOwned>(mut self) -> Result<T, Failure> {
+        let mut text = Vec::new();
+        while let Some(piece) = self.next()? {
+            text.extend_from_slice(&piece);
+        }
+        serde_json::from_slice(&text).map_err(|_| {
+            let status = self.response.status();
+            let text = String::from_utf8_lossy(&text);
+            Failure::new(Code::Failure, format!("the daemon gave an answer that is not understood ({status}): {text}"))
+        })
+    }
+}
+
+/// The daemon, if one listens.
+async fn reach(state: &Path) -> Result<Option<Way>, Failure> {
+    let socket = match control::connect(state).await {
+        Ok(socket) => socket,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(Failure::io(state.join(control::SOCKET).display(), e)),
+    };
+    let broken = |e| Failure::new(Code::Failure, format!("the daemon does not speak HTTP: {e}"));
+    let (daemon, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
+    // What breaks a connection is told to whoever waits for an answer on it.
+    let connection = tokio::spawn(async { drop(connection.await) });
+    Ok(Some(Way::Daemon(daemon, connection)))
+}
+
+/// The vault itself, in this process.
+fn open(state: &Path) -> Result<Way, Failure> {
+    process::keep_secrets();
+    let peer = Peer::this_process();
+    let owner = peer.uid.unwrap_or(0);
+    let options = Options {
+        token: None,
+        pin_source: None,
+        owner_uid: owner,
+        owner_gid: peer.gid,
+        show_hidden: false,
+        settings: Vec::new(),
+    };
+    let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::opening(e)))?;
+    let audit = Audit::open(state, Box::new(|why| log::error(&why)));
+    let audit = Arc::new(audit.map_err(|e| Failure::io(state.join("audit").display(), e))?);
+    let record = audit.clone();
+    vault.on_audit(Box::new(move |event| record.record(&event)));
+    Ok(Way::InProcess(api::router(Api::new(vault.clone(), audit, owner, None)), vault))
+}

@@ -1,0 +1,45 @@
+//! What a process that holds keys gives up, and what a daemon leaves behind.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// No core dump and no debugger sees this process' memory.
+pub fn keep_secrets() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only read their arguments. They cannot fail: a limit may always be lowered.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+    }
+}
+
+/// One process serves all users of the mount: its limit on open files must not be one user's.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit fills the structure in, setrlimit reads it. Failure leaves the limit as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// A session of its own, `/` as the working directory, no umask, nothing on the standard descriptors.
+pub fn leave_terminal() -> io::Result<()> {
+    // SAFETY: neither call touches memory. setsid succeeds in a process that was just forked off.
+    unsafe {
+        libc::setsid();
+        libc::umask(0);
+    }
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for standard in 0..3 {
+        // SAFETY: replaces a standard descriptor by an open one; both stay valid.
+        if unsafe { libc::dup2(null.as_raw_fd(), standard) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! A SoftHSM token in a directory of its own, a process of its own for each test, and what an operator or
+//! an attacker does to the token from outside.
+
+use cryptoki::context::Pkcs11;
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::types::AuthPin;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use vaultfs::keys::{CacheLimits, KekRef, KeyError, Keyring, KeyringConfig, Patience, PinSource, WrappedDek};
+
+pub const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+const DIRECTORY: &str = "VAULTFS_TEST_TOKEN";
+const PIN: &str = "1234";
+
+/// Runs `test` in a child process with a new token; the parent cleans up, however the child ends.
+pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        return test(&Token { directory: directory.into() });
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let token = Token { directory: directory.path().to_owned() };
+    std::fs::create_dir(token.tokens()).unwrap();
+    let tokens = token.tokens();
+    let configuration = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+    std::fs::write(token.configuration(), configuration).unwrap();
+    token.softhsm(&["--init-token", "--free", "--label", "vault", "--so-pin", "5678", "--pin", PIN]);
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+        .env(DIRECTORY, directory.path())
+        .env("SOFTHSM2_CONF", token.configuration())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && out.contains("1 passed"), "{name}: {}\n{out}\n{err}", child.status);
+}
+
+pub struct Token {
+    directory: PathBuf,
+}
+
+impl Token {
+    fn tokens(&self) -> PathBuf {
+        self.directory.join("tokens")
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.join("softhsm2.conf")
+    }
+
+    pub fn config(&self) -> KeyringConfig {
+        self.config_with_pin(PIN)
+    }
+
+    pub fn config_with_pin(&self, pin: &str) -> KeyringConfig {
+        let path = self.directory.join(format!("pin-{pin}"));
+        std::fs::write(&path, format!("{pin}\n")).unwrap();
+        set_mode(&path, 0o600);
+        KeyringConfig {
+            uri: format!("pkcs11:token=vault?module-path={MODULE}").parse().unwrap(),
+            pin: PinSource::File(path),
+            timeout: Duration::from_secs(5),
+            cache: CacheLimits { entries: 10_000, soft: Duration::from_secs(300), hard: Duration::from_secs(900) },
+            pool: 0,
+        }
+    }
+
+    pub fn open(&self) -> Keyring {
+        Keyring::open(self.config()).unwrap()
+    }
+
+    pub fn pin_file_with_mode(&self, mode: u32) -> PinSource {
+        let path = self.directory.join("pin-readable");
+        std::fs::write(&path, PIN).unwrap();
+        set_mode(&path, mode);
+        PinSource::File(path)
+    }
+
+    pub fn take_away(&self) {
+        std::fs::rename(self.tokens(), self.directory.join("away")).unwrap();
+    }
+
+    pub fn bring_back(&self) {
+        std::fs::rename(self.directory.join("away"), self.tokens()).unwrap();
+    }
+
+    /// A second token that nobody can log in to.
+    pub fn without_user_pin(&self, label: &str) {
+        self.beside(|pkcs11| {
+            let slots = pkcs11.get_all_slots().unwrap();
+            let free = |slot: &&cryptoki::slot::Slot| !pkcs11.get_token_info(**slot).unwrap().token_initialized();
+            let slot = *slots.iter().find(free).unwrap();
+            pkcs11.init_token(slot, &AuthPin::from("5678".to_owned()), label).unwrap();
+        });
+    }
+
+    /// As another user of the module in this process would.
+    pub fn log_everybody_out(&self) {
+        self.beside(|pkcs11| session(pkcs11).logout().unwrap());
+    }
+
+    pub fn change_pin(&self, new: &str) {
+        let [old, new] = [PIN, new].map(|pin| AuthPin::from(pin.to_owned()));
+        self.beside(|pkcs11| session(pkcs11).set_pin(&old, &new).unwrap());
+    }
+
+    /// Keys that a new process sees on the token.
+    pub fn keys(&self) -> usize {
+        let listed = self.pkcs11_tool(&["--list-objects", "--type", "secrkey"]);
+        listed.lines().filter(|line| line.starts_with("Secret Key Object")).count()
+    }
+
+    pub fn destroy_elsewhere(&self, kek: KekRef) {
+        self.pkcs11_tool(&["--delete-object", "--type", "secrkey", "--id", &hex(kek)]);
+    }
+
+    /// Tries what would make a KEK readable or give it rights it was not made with.
+    pub fn assert_kek_is_shut(&self, kek: KekRef) {
+        self.beside(|pkcs11| {
+            let session = session(pkcs11);
+            let id = Attribute::Id([&kek.id[..], &kek.version.to_be_bytes()].concat());
+            let found = session.find_objects(&[Attribute::Class(ObjectClass::SECRET_KEY), id]).unwrap();
+            let [key] = found[..] else { panic!("{} keys", found.len()) };
+            assert!(session.get_attributes(key, &[AttributeType::Value]).unwrap().is_empty(), "readable");
+            for more in [
+                Attribute::Wrap(true),
+                Attribute::Derive(true),
+                Attribute::Extractable(true),
+                Attribute::Sensitive(false),
+                Attribute::Modifiable(true),
+                Attribute::Label(b"other".to_vec()),
+            ] {
+                let more = [more];
+                assert!(session.update_attributes(key, &more).is_err(), "changed: {more:?}");
+                assert!(session.copy_object(key, &more).is_err(), "copied: {more:?}");
+            }
+            assert!(wrap_out(&session, key).is_err(), "wrapped out");
+        });
+    }
+
+    fn beside(&self, act: impl FnOnce(&Pkcs11)) {
+        // The keyring of this process has initialized the module already.
+        act(&Pkcs11::new(MODULE).unwrap());
+    }
+
+    fn softhsm(&self, arguments: &[&str]) {
+        run(Command::new("softhsm2-util").args(arguments).env("SOFTHSM2_CONF", self.configuration()));
+    }
+
+    fn pkcs11_tool(&self, arguments: &[&str]) -> String {
+        run(Command::new("pkcs11-tool")
+            .args(["--module", MODULE, "--token-label", "vault", "--login", "--pin", PIN])
+            .args(arguments)
+            .env("SOFTHSM2_CONF", self.configuration()))
+    }
+}
+
+fn wrap_out(session: &Session, key: ObjectHandle) -> cryptoki::error::Result<Vec<u8>> {
+    use cryptoki::mechanism::Mechanism;
+    let template = [Attribute::Token(false), Attribute::ValueLen(32.into()), Attribute::Wrap(true)];
+    let wrapping = session.generate_key(&Mechanism::AesKeyGen, &template)?;
+    session.wrap_key(&Mechanism::AesKeyWrap, wrapping, key)
+}
+
+fn session(pkcs11: &Pkcs11) -> Session {
+    let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
+    let session = pkcs11.open_rw_session(slot).unwrap();
+    // The keyring has logged the process in.
+    let _ = session.login(UserType::User, Some(&AuthPin::from(PIN.to_owned())));
+    session
+}
+
+fn hex(kek: KekRef) -> String {
+    format!("{:032x}{:08x}", u128::from_be_bytes(kek.id), kek.version)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    said
+}
+
+pub fn refusal(opened: Result<Keyring, KeyError>) -> KeyError {
+    match opened {
+        Ok(_) => panic!("opened"),
+        Err(error) => error,
+    }
+}
+
+pub fn eventually(within: Duration, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {within:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn context(organization: &str) -> Vec<(String, String)> {
+    vec![("organizationId".to_owned(), organization.to_owned())]
+}
+
+pub fn kek(keyring: &Keyring) -> KekRef {
+    let kek = KekRef::fresh();
+    keyring.create_kek(kek).unwrap();
+    kek
+}
+
+/// A wrapped DEK that the cache does not hold.
+pub fn wrapped(keyring: &Keyring, kek: KekRef) -> WrappedDek {
+    let wrapped = keyring.fresh(1, kek, &context("a"), Patience::Wait).unwrap().wrapped;
+    keyring.forget(&wrapped.dek_id);
+    wrapped
+}
