@@ -71,7 +71,7 @@ enum Command {
 /// The whole program: from its arguments to its exit code.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let done = match helper::mount_arguments(&arguments) {
-        Some(request) => request.and_then(helper::Request::run),
+        Some(request) => request.unwrap_or_else(|wrong| wrong.exit()).run(),
         None => dispatch(Cli::parse_from(arguments)),
     };
     match done {

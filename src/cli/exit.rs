@@ -14,11 +14,16 @@ OBJECT is ORG/PATH or an id (secret_…).";
 pub struct Failure {
     code: Code,
     message: String,
+    remedy: Option<&'static str>,
 }
 
 impl Failure {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Failure { code, message: message.into() }
+        Failure { code, message: message.into(), remedy: remedy(code) }
+    }
+
+    pub fn with_remedy(self, remedy: &'static str) -> Self {
+        Failure { remedy: Some(remedy), ..self }
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
@@ -50,15 +55,15 @@ impl Failure {
             Code::Denied => 7,
         }
     }
+}
 
-    fn remedy(&self) -> Option<&'static str> {
-        match self.code {
-            Code::Token => Some("`vaultfs doctor` says what the token lacks"),
-            Code::VersionLost => Some("read it again and decide anew"),
-            Code::Integrity => Some("`vaultfs fsck` says what else is touched; restore it from a copy"),
-            Code::NoSpace => Some("delete objects or purge tombstones; deleting still works"),
-            _ => None,
-        }
+fn remedy(code: Code) -> Option<&'static str> {
+    match code {
+        Code::Token => Some("`vaultfs doctor` says what the token lacks"),
+        Code::VersionLost => Some("read it again and decide anew"),
+        Code::Integrity => Some("`vaultfs fsck` says what else is touched; restore it from a copy"),
+        Code::NoSpace => Some("delete objects or purge tombstones; deleting still works"),
+        _ => None,
     }
 }
 
@@ -71,7 +76,7 @@ impl From<Problem> for Failure {
 impl Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.remedy().map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
+        self.remedy.map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
     }
 }
 

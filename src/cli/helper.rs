@@ -42,9 +42,9 @@ pub struct Request {
 }
 
 /// What mount(8) asks for, when the program was called as its helper.
-pub fn mount_arguments(arguments: &[OsString]) -> Option<Result<Request, Failure>> {
+pub fn mount_arguments(arguments: &[OsString]) -> Option<clap::error::Result<Request>> {
     let name = Path::new(arguments.first()?).file_name()?.to_str()?;
-    name.starts_with("mount.").then(|| Request::try_parse_from(arguments).map_err(|e| Failure::usage(e.to_string())))
+    name.starts_with("mount.").then(|| Request::try_parse_from(arguments))
 }
 
 impl Request {
@@ -77,7 +77,7 @@ impl Request {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Option<Result<Request, Failure>> {
+    fn parse(line: &str) -> Option<clap::error::Result<Request>> {
         mount_arguments(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
@@ -92,7 +92,7 @@ mod tests {
             assert_eq!(request.remount(), None);
         }
         assert!(parse("/usr/bin/vaultfs mount /s /m").is_none());
-        assert_eq!(parse("mount.vaultfs /s").unwrap().unwrap_err().exit(), 2);
+        assert_eq!(parse("mount.vaultfs /s").unwrap().unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -103,7 +103,10 @@ pub fn fsck(global: &Global) -> Result<(), Failure> {
     match end {
         Some(FsckLine::Done { findings: 0 }) if global.json => Ok(()),
         Some(FsckLine::Done { findings: 0 }) => print("everything that was opened is authentic\n"),
-        Some(FsckLine::Done { findings }) => Err(Failure::new(Code::Integrity, format!("{findings} findings"))),
+        Some(FsckLine::Done { findings }) => {
+            let count = if findings == 1 { "1 finding".into() } else { format!("{findings} findings") };
+            Err(Failure::new(Code::Integrity, count).with_remedy("what they name is to be restored from a copy"))
+        }
         Some(FsckLine::Failed(problem)) => Err(problem.into()),
         _ => Err(Failure::new(Code::Failure, "the check broke off before its end")),
     }
