@@ -67,7 +67,7 @@ fn start(plan: Plan, detach: bool) -> Result<Daemon, Problem> {
     process::raise_file_limit();
     let owner = plan.vault.owner_uid;
     // The PIN is read here: the terminal and the caller's descriptors are still at hand.
-    let vault = Vault::open(&plan.state, plan.vault).map_err(Problem::opening)?;
+    let vault = Vault::open(&plan.state, plan.vault).map_err(Problem::from)?;
     let rest = || {
         let state = plan.state.display();
         let audit = Audit::open(&plan.state, Box::new(|why| log::error(&why)))
@@ -144,7 +144,7 @@ impl Daemon {
             Ok(()) => log::info(&format!("{} is unmounted and closed", self.state.display())),
             Err(ref error) => log::error(&format!("closing {}: {error}", self.state.display())),
         }
-        closed.map_err(Problem::opening)
+        closed.map_err(Problem::from)
     }
 }
 

@@ -3,6 +3,7 @@
 //! The body is `{"error": "what happened", "code": "one word"}`; the command line turns the code into its
 //! exit code, other clients look at the status.
 
+use crate::store::StoreError;
 use crate::vault;
 use axum::Json;
 use axum::http::StatusCode;
@@ -42,16 +43,6 @@ impl Problem {
         Self::new(Code::Invalid, error)
     }
 
-    /// A vault that does not open. What stands in the way is then a missing header, another owner or the
-    /// disk, all EIO to an application; only a request can say that a value is not authentic.
-    pub fn opening(error: vault::Error) -> Self {
-        let problem = Problem::from(error);
-        match problem.code {
-            Code::Integrity => Problem { code: Code::Failure, ..problem },
-            _ => problem,
-        }
-    }
-
     pub fn status(&self) -> StatusCode {
         match self.code {
             Code::Invalid => StatusCode::BAD_REQUEST,
@@ -67,7 +58,17 @@ impl Problem {
 
 impl From<vault::Error> for Problem {
     fn from(error: vault::Error) -> Self {
+        use vault::Error;
         let code = match error.errno() {
+            // All EIO to an application: a disk that fails is not a value that was tampered with.
+            libc::EIO
+                if matches!(
+                    error,
+                    Error::Stopped | Error::Store(StoreError::Io { .. } | StoreError::Locked { .. }) | Error::Header(_)
+                ) =>
+            {
+                Code::Failure
+            }
             libc::ENOENT => Code::NotFound,
             libc::EEXIST => Code::Exists,
             libc::ENOTEMPTY => Code::NotEmpty,

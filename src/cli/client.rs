@@ -176,7 +176,7 @@ fn open(state: &Path) -> Result<Way, Failure> {
         show_hidden: false,
         settings: Vec::new(),
     };
-    let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::opening(e)))?;
+    let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::from(e)))?;
     let audit = Audit::open(state, Box::new(|why| log::error(&why)));
     let audit = Arc::new(audit.map_err(|e| Failure::io(state.join("audit").display(), e))?);
     let record = audit.clone();

@@ -29,7 +29,7 @@ impl Init {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
         process::keep_secrets();
         let made = Vault::init(&self.state, &self.token, &self.pin_source);
-        let vault = made.map_err(|e| Failure::from(Problem::opening(e)))?.to_string();
+        let vault = made.map_err(|e| Failure::from(Problem::from(e)))?.to_string();
         let state = super::canonical(&self.state)?.display().to_string();
         if global.json {
             return print_json(&serde_json::json!({ "vault": vault, "state_directory": state }));

@@ -62,6 +62,10 @@ pub enum Error {
     Stopped,
     #[error(transparent)]
     Store(StoreError),
+    /// The header or the vault's own record was changed.
+    #[error("{0}")]
+    Edited(String),
+    /// A setting or the state directory has to be put right first.
     #[error("{0}")]
     Header(String),
 }
@@ -117,7 +121,7 @@ impl Error {
             Error::Key(_) => libc::ENOKEY,
             Error::NoSpace | Error::Store(StoreError::Full(_)) => libc::ENOSPC,
             Error::WouldWait => libc::EAGAIN,
-            Error::Stopped | Error::Store(_) | Error::Header(_) => libc::EIO,
+            Error::Stopped | Error::Store(_) | Error::Edited(_) | Error::Header(_) => libc::EIO,
         }
     }
 }

@@ -71,14 +71,16 @@ impl Header {
             }
             _ => wrong(error.to_string()),
         })?;
-        let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| wrong(format!("not readable as JSON: {e}")))?;
+        let edited = |why: &str| {
+            Error::Edited(format!("{}: it was edited or damaged: {why}; restore it from a copy", path.display()))
+        };
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| edited(&e.to_string()))?;
         match value["sealed"]["format"].as_u64() {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => return Err(wrong(format!("format {format}; this version reads format {FORMAT}"))),
-            None => return Err(wrong("it names no format: it was edited or damaged".into())),
+            None => return Err(edited("it names no format")),
         }
-        serde_json::from_value(value).map_err(|e| wrong(format!("it was edited or damaged: {e}")))
+        serde_json::from_value(value).map_err(|e| edited(&e.to_string()))
     }
 
     /// Opens the vault's metadata key and checks the seal.
@@ -102,7 +104,7 @@ impl Header {
     }
 
     pub fn vault(&self) -> Result<VaultId> {
-        self.sealed.vault.parse().map_err(|()| Error::Header("vault.json: the vault's id is damaged".into()))
+        self.sealed.vault.parse().map_err(|()| Error::Edited("vault.json: the vault's id was edited or damaged".into()))
     }
 
     pub fn kek(&self) -> KekRef {

@@ -76,7 +76,7 @@ impl Vault {
     }
 
     fn list_graves(&self, org: OrgNo, cookie: u64, f: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
-        let mut from = cookie.saturating_sub(FIRST_COOKIE - 1);
+        let mut from = (cookie + 1).saturating_sub(FIRST_COOKIE - 1);
         loop {
             let graves = self.graves(org, from, 256)?;
             let Some((last, _)) = graves.last() else { return Ok(()) };
