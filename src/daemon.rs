@@ -18,7 +18,7 @@ pub use report::Report;
 use crate::api::{self, Api, Code, Problem};
 use crate::audit::Audit;
 use crate::fs::{MountOptions, Mounted};
-use crate::vault::{Options, Vault};
+use crate::vault::{AuditHook, Options, Vault};
 use control::SOCKET;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -67,14 +67,15 @@ fn start(plan: Plan, detach: bool) -> Result<Daemon, Problem> {
     process::raise_file_limit();
     let owner = plan.vault.owner_uid;
     // The PIN is read here: the terminal and the caller's descriptors are still at hand.
-    let vault = Vault::open(&plan.state, plan.vault).map_err(Problem::from)?;
+    Vault::check(&plan.state).map_err(Problem::from)?;
+    let state = plan.state.display();
+    let audit = Audit::open(&plan.state, Box::new(|why| log::error(&why)))
+        .map_err(|e| failed(format!("cannot open the audit log in {state}/audit: {e}")))?;
+    let audit = Arc::new(audit);
+    let record = audit.clone();
+    let options = Options { audit: AuditHook::new(move |event| record.record(event)), ..plan.vault };
+    let vault = Vault::open(&plan.state, options).map_err(Problem::from)?;
     let rest = || {
-        let state = plan.state.display();
-        let audit = Audit::open(&plan.state, Box::new(|why| log::error(&why)))
-            .map_err(|e| failed(format!("cannot open the audit log in {state}/audit: {e}")))?;
-        let audit = Arc::new(audit);
-        let record = audit.clone();
-        vault.on_audit(Box::new(move |event| record.record(&event)));
         let daemon = api::shape::Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -78,7 +78,7 @@ pub struct Vault {
     newest_segment: Mutex<HashMap<OrgNo, u32>>,
     available: Available,
     changed: Hook<Changed>,
-    audited: Hook<AuditEvent>,
+    audited: AuditHook,
     reported: Hook<String>,
     closing: Closing,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -96,10 +96,6 @@ impl Vault {
         *self.changed.write() = Some(hook);
     }
 
-    pub fn on_audit(&self, hook: Box<dyn Fn(AuditEvent) + Send + Sync>) {
-        *self.audited.write() = Some(hook);
-    }
-
     /// Lines for the daemon's log.
     pub fn on_report(&self, hook: Box<dyn Fn(String) + Send + Sync>) {
         *self.reported.write() = Some(hook);
@@ -112,9 +108,7 @@ impl Vault {
     }
 
     fn audit(&self, event: AuditEvent) {
-        if let Some(hook) = &*self.audited.read() {
-            hook(event);
-        }
+        self.audited.tell(&event);
     }
 
     fn report(&self, line: &str) {

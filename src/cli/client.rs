@@ -8,7 +8,7 @@ use crate::api::{self, Api, Code, Peer, Problem, stream};
 use crate::audit::Audit;
 use crate::daemon::{control, log, process};
 use crate::store::StateLock;
-use crate::vault::{Options, Vault};
+use crate::vault::{AuditHook, Options, Vault};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -168,18 +168,16 @@ fn open(state: &Path) -> Result<Way, Failure> {
     process::keep_secrets();
     let peer = Peer::this_process();
     let owner = peer.uid.unwrap_or(0);
-    let options = Options {
-        token: None,
-        pin_source: None,
-        owner_uid: owner,
-        owner_gid: peer.gid,
-        show_hidden: false,
-        settings: Vec::new(),
-    };
-    let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::from(e)))?;
+    Vault::check(state).map_err(|e| Failure::from(Problem::from(e)))?;
     let audit = Audit::open(state, Box::new(|why| log::error(&why)));
     let audit = Arc::new(audit.map_err(|e| Failure::io(state.join("audit").display(), e))?);
     let record = audit.clone();
-    vault.on_audit(Box::new(move |event| record.record(&event)));
+    let options = Options {
+        owner_uid: owner,
+        owner_gid: peer.gid,
+        audit: AuditHook::new(move |event| record.record(event)),
+        ..Options::default()
+    };
+    let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::from(e)))?;
     Ok(Way::InProcess(api::router(Api::new(vault.clone(), audit, owner, None)), vault))
 }

@@ -63,6 +63,7 @@ pub fn mount(state: &Path, point: &Path, options: Options, foreground: bool) -> 
         owner_gid: peer.gid,
         show_hidden: options.show_hidden,
         settings: options.settings,
+        ..vault::Options::default()
     };
     let plan = Plan { state, mount_point, mount, vault };
     if foreground {

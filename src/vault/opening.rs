@@ -14,7 +14,7 @@ use super::types::Options;
 use super::writer::{self, Signals};
 use super::{AuditEvent, Caller, Vault, VaultId, reaper};
 use crate::crypto::RecordKey;
-use crate::keys::{CacheLimits, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
+use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
 use crate::store::{self, Disk, Durability, Key, RealDisk, Rows, Segments, StateLock, Table};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -45,8 +45,22 @@ impl Vault {
         Self::open_on(state, options, Arc::new(RealDisk))
     }
 
+    /// Whether a directory holds a vault; the error says what it is instead.
+    pub fn check(state: &Path) -> Result<()> {
+        Header::read(state).map(drop)
+    }
+
     /// Opens a vault whose every write and sync passes `disk`.
     pub fn open_on(state: &Path, options: Options, disk: Arc<dyn Disk>) -> Result<Arc<Vault>> {
+        let audit = options.audit.clone();
+        let opened = Self::open_unaudited(state, options, disk);
+        if let Err(error @ (Error::Key(KeyError::PinRefused(_) | KeyError::Authentication) | Error::Edited(_) | Error::Corrupt(_))) = &opened {
+            audit.tell(&AuditEvent { detail: Some(error.to_string()), ..AuditEvent::new("authentication.failed") });
+        }
+        opened
+    }
+
+    fn open_unaudited(state: &Path, options: Options, disk: Arc<dyn Disk>) -> Result<Arc<Vault>> {
         let mut settings = Settings::default();
         for (name, value) in &options.settings {
             settings.set(name, value)?;
@@ -83,7 +97,7 @@ impl Vault {
             newest_segment: Default::default(),
             available: Default::default(),
             changed: Default::default(),
-            audited: Default::default(),
+            audited: options.audit,
             reported: Default::default(),
             closing: Default::default(),
             threads: Default::default(),

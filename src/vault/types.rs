@@ -6,6 +6,7 @@ use super::time::Time;
 use crate::keys::Patience;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Who asks, and whether the calling thread may wait for the token or the disk.
 #[derive(Clone, Debug)]
@@ -192,6 +193,29 @@ pub struct Options {
     pub show_hidden: bool,
     /// Settings by name (`settings.rs`).
     pub settings: Vec<(String, String)>,
+    pub audit: AuditHook,
+}
+
+/// Who is told of audit events; nobody by default.
+#[derive(Clone, Default)]
+pub struct AuditHook(Option<Arc<dyn Fn(&AuditEvent) + Send + Sync>>);
+
+impl AuditHook {
+    pub fn new(hook: impl Fn(&AuditEvent) + Send + Sync + 'static) -> Self {
+        AuditHook(Some(Arc::new(hook)))
+    }
+
+    pub(super) fn tell(&self, event: &AuditEvent) {
+        if let Some(hook) = &self.0 {
+            hook(event);
+        }
+    }
+}
+
+impl std::fmt::Debug for AuditHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuditHook(..)")
+    }
 }
 
 /// One line of the audit log; never a value, names only where configured.
