@@ -11,18 +11,21 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Within this time a new file takes over the id of the one that was moved away from its name and then removed.
-const TUNNEL: Duration = Duration::from_secs(15);
+const TUNNEL_TIME: Duration = Duration::from_secs(15);
 const TUNNELS_MAX: usize = 4096;
 
-/// Names that objects were moved away from a moment ago.
+/// Names that objects were moved away from a moment ago, by the object's inode.
 #[derive(Default)]
-pub struct Tunnels(Mutex<HashMap<Ino, ((Ino, Vec<u8>), Instant)>>);
+pub struct Tunnels(Mutex<HashMap<Ino, Tunnel>>);
+
+/// The folder and the name that an object had until this instant.
+type Tunnel = ((Ino, Vec<u8>), Instant);
 
 impl Tunnels {
     fn remember(&self, object: Ino, name: (Ino, Vec<u8>)) {
         let mut tunnels = self.0.lock();
         if tunnels.len() >= TUNNELS_MAX {
-            tunnels.retain(|_, (_, since)| since.elapsed() < TUNNEL);
+            tunnels.retain(|_, (_, since)| since.elapsed() < TUNNEL_TIME);
         }
         if tunnels.len() < TUNNELS_MAX {
             tunnels.insert(object, (name, Instant::now()));
@@ -31,7 +34,7 @@ impl Tunnels {
 
     fn take(&self, object: Ino) -> Option<(Ino, Vec<u8>)> {
         let (name, since) = self.0.lock().remove(&object)?;
-        (since.elapsed() < TUNNEL).then_some(name)
+        (since.elapsed() < TUNNEL_TIME).then_some(name)
     }
 }
 
@@ -322,7 +325,7 @@ impl Vault {
         let Some((folder, name)) = self.tunnels.take(ino) else { return Ok(None) };
         let hash = self.records.name_hash(folder, &name)?;
         let Some(entry) = tx.get::<Entry>((folder, hash))?.filter(|e| e.kind == libc::S_IFREG) else { return Ok(None) };
-        let young = |node: &Node| node.born.age() < TUNNEL && node.links == 1;
+        let young = |node: &Node| node.born.age() < TUNNEL_TIME && node.links == 1;
         Ok(tx.get::<Node>(entry.ino)?.filter(|node| young(node)).map(|_| entry.ino))
     }
 

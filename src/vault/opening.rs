@@ -54,7 +54,12 @@ impl Vault {
     pub fn open_on(state: &Path, options: Options, disk: Arc<dyn Disk>) -> Result<Arc<Vault>> {
         let audit = options.audit.clone();
         let opened = Self::open_unaudited(state, options, disk);
-        if let Err(error @ (Error::Key(KeyError::PinRefused(_) | KeyError::Authentication) | Error::Edited(_) | Error::Corrupt(_))) = &opened {
+        if let Err(
+            error @ (Error::Key(KeyError::PinRefused(_) | KeyError::Authentication)
+            | Error::Edited(_)
+            | Error::Corrupt(_)),
+        ) = &opened
+        {
             audit.tell(&AuditEvent { detail: Some(error.to_string()), ..AuditEvent::new("authentication.failed") });
         }
         opened

@@ -37,8 +37,7 @@ fn round(vault: &Arc<Vault>) -> Result<()> {
         }
         for (number, grave) in vault.graves(organization.no, 0, AT_ONCE)? {
             let age = grave.deleted.age();
-            let over = age >= vault.settings.tombstone_retention;
-            if !over && !(short && age >= vault.settings.tombstone_min_age) {
+            if age < vault.settings.tombstone_retention && (!short || age < vault.settings.tombstone_min_age) {
                 break;
             }
             vault.purge_grave(&nobody, organization.no, number)?;

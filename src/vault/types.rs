@@ -198,7 +198,9 @@ pub struct Options {
 
 /// Who is told of audit events; nobody by default.
 #[derive(Clone, Default)]
-pub struct AuditHook(Option<Arc<dyn Fn(&AuditEvent) + Send + Sync>>);
+pub struct AuditHook(Option<Arc<Listener>>);
+
+type Listener = dyn Fn(&AuditEvent) + Send + Sync;
 
 impl AuditHook {
     pub fn new(hook: impl Fn(&AuditEvent) + Send + Sync + 'static) -> Self {

@@ -164,7 +164,7 @@ impl Writer<'_> {
         }
         self.sync_if_due(ending);
         let state = signals.state.lock();
-        !(ending && !state.work)
+        !ending || state.work
     }
 
     /// Waits until there is something to store or to sync.
@@ -262,7 +262,7 @@ impl Writer<'_> {
             let batch: &Batch = pending.frozen.as_ref().expect("the writer froze it");
             (batch.number, batch.bytes, vault.records.seal(batch)?)
         };
-        vault.records.store.commit(&mut changes.into_iter(), durability)?;
+        vault.records.store.commit(changes, durability)?;
         vault.records.pending.write().frozen = None;
         {
             let mut freed = vault.freed.lock();
