@@ -72,7 +72,7 @@ pub struct Vault {
     handles: Handles,
     tunnels: Tunnels,
     signals: Signals,
-    /// Work on extents for the writer thread.
+    /// Work on extents that stored batches asked for, and the batch that is being stored.
     chores: Mutex<VecDeque<(Ino, Task, u64)>>,
     freed: Mutex<FreedRuns>,
     newest_segment: Mutex<HashMap<OrgNo, u32>>,
@@ -141,11 +141,6 @@ impl Vault {
         let batch = tx.commit();
         self.signals.work(bytes);
         batch
-    }
-
-    /// Work on extents for the writer thread, beside the record of it in the same transaction.
-    fn chore(&self, ino: Ino, task: Task, epoch: u64) {
-        self.chores.lock().push_back((ino, task, epoch));
     }
 
     /// Refuses what the disk has no room for; deleting needs none of this.

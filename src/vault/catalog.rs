@@ -342,7 +342,7 @@ impl Vault {
             let size = node.size;
             tx.put(ino, node);
             self.commit_version(&mut tx, caller, ino, true)?;
-            self.count(&mut tx, org, |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+            self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
             self.finish(tx);
             return Ok(own);
         };
@@ -360,16 +360,8 @@ impl Vault {
         let size = node.size;
         tx.put(ino, node);
         // `replace` counts one object and its bytes less.
-        self.count(&mut tx, org, |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
-        match self.replace(tx, caller, standing.ino, ino, at) {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                let mut tx = self.records.begin();
-                self.count(&mut tx, org, |org| (org.objects, org.bytes) = (org.objects - 1, org.bytes - size))?;
-                self.finish(tx);
-                Err(error)
-            }
-        }
+        self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+        self.replace(tx, caller, standing.ino, ino, at).map(|()| id)
     }
 
     /// The version that `if_version` asks for, which must be current.

@@ -208,7 +208,7 @@ impl Vault {
         }
         if size != node.size && node.links > 0 {
             let old = node.size;
-            self.count(tx, ino.organization(), |org| org.bytes = (org.bytes + size).saturating_sub(old))?;
+            self.count(tx, ino.organization(), move |org| org.bytes = (org.bytes + size).saturating_sub(old))?;
         }
         tx.put(ino, Node { size, mtime: now, ctime: now, changed: true, mode: node.mode & !strip, ..node.clone() });
         Ok(())
@@ -224,19 +224,17 @@ impl Vault {
     /// A close of one descriptor: commits a version if this writer changed the value.
     pub fn flush(&self, caller: &Caller, handle: Handle) -> Result<()> {
         let file = self.handles.find(handle)?;
-        let mut batch = None;
-        if file.access.write && file.wrote.load(Ordering::Relaxed) {
-            batch = self.commit_open(caller, &file)?;
-            file.wrote.store(false, Ordering::Relaxed);
-        }
         self.signals.check()?;
+        if !file.access.write || !file.wrote.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if self.settings.sync_on_close && caller.patience == Patience::Never {
+            return Err(Error::WouldWait);
+        }
+        let batch = self.commit_open(caller, &file)?;
+        file.wrote.store(false, Ordering::Relaxed);
         match batch {
-            Some(batch) if self.settings.sync_on_close => {
-                if caller.patience == Patience::Never {
-                    return Err(Error::WouldWait);
-                }
-                self.signals.wait_for(batch, Durability::Synced)
-            }
+            Some(batch) if self.settings.sync_on_close => self.signals.wait_for(batch, Durability::Synced),
             _ => Ok(()),
         }
     }

@@ -63,12 +63,11 @@ impl Vault {
 
     fn dig(&self, tx: &mut Tx, caller: &Caller, id: ObjectId, ino: Ino, name: &[u8], path: Vec<u8>) -> Result<()> {
         let (org, now) = (ino.organization(), Time::now());
-        let mut number = 0;
-        self.count(tx, org, |record| {
-            number = record.next_grave;
+        let number = self.number(tx, org, |record| {
             record.next_grave += 1;
-            record.tombstones += 1;
+            record.next_grave - 1
         })?;
+        self.count(tx, org, |record| record.tombstones += 1)?;
         self.change(tx, ino, |node| node.grave = Some(number))?;
         let hash = self.records.name_hash(Ino::graveyard_of(org), &path)?;
         tx.put_new(
@@ -88,7 +87,7 @@ impl Vault {
             self.purge_in(tx, caller, org, oldest)?;
         }
         tx.put((org, hash), buried);
-        self.audit_object(caller, "object.deleted", org, id);
+        self.audit_object(tx, caller, "object.deleted", org, id);
         Ok(())
     }
 
@@ -113,7 +112,7 @@ impl Vault {
             }
         }
         self.count(tx, org, |record| record.tombstones = record.tombstones.saturating_sub(1))?;
-        self.audit_object(caller, "object.purged", org, id);
+        self.audit_object(tx, caller, "object.purged", org, id);
         Ok(Some(grave))
     }
 
@@ -156,22 +155,26 @@ impl Vault {
         let kind = Kind::File { object: id, parent: to.0, name: to.1.to_vec() };
         tx.put(grave.ino, Node { kind, links: 1, grave: None, ctime: now, ..(*node).clone() });
         self.touch_folder(&mut tx, to.0, 0, now)?;
-        self.count(&mut tx, org, |record| {
+        let size = node.size;
+        self.count(&mut tx, org, move |record| {
             record.tombstones = record.tombstones.saturating_sub(1);
             record.objects += 1;
-            record.bytes += node.size;
+            record.bytes += size;
         })?;
+        self.audit_object(&mut tx, caller, "object.restored", org, id);
         self.finish(tx);
-        self.audit_object(caller, "object.restored", org, id);
         Ok(())
     }
 
-    pub(super) fn audit_object(&self, caller: &Caller, event: &'static str, org: OrgNo, id: ObjectId) {
-        self.audit(AuditEvent {
+    /// Tells the audit log of it, once it is so.
+    fn audit_object(&self, tx: &mut Tx, caller: &Caller, event: &'static str, org: OrgNo, id: ObjectId) {
+        let event = AuditEvent {
             organization: self.organizations.find(org).map(|o| o.id.to_string()),
             object: Some(id.to_string()),
             ..AuditEvent::by(caller, event)
-        });
+        };
+        let audited = self.audited.clone();
+        tx.afterwards(move || audited.tell(&event));
     }
 
     /// The path of a name inside its organization.

@@ -117,12 +117,14 @@ impl Vault {
                 Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
                 None => self.disown(tx, dropped.content, id)?,
             }
-            self.audit(AuditEvent {
+            let event = AuditEvent {
                 organization: self.organizations.find(org).map(|o| o.id.to_string()),
                 object: Some(id.to_string()),
                 version: Some(dropped.id.to_string()),
                 ..AuditEvent::new("version.pruned")
-            });
+            };
+            let audited = self.audited.clone();
+            tx.afterwards(move || audited.tell(&event));
         }
         Ok(())
     }
@@ -135,7 +137,6 @@ impl Vault {
             return Ok(());
         }
         tx.put((content, Task::Prune), Pending { epoch });
-        self.chore(content, Task::Prune, epoch);
         Ok(())
     }
 
@@ -159,7 +160,6 @@ impl Vault {
             tx.delete::<ContentRecord>(content);
             tx.delete::<Pending>((content, Task::Prune));
             tx.put((content, Task::Reclaim), Pending { epoch: 0 });
-            self.chore(content, Task::Reclaim, 0);
             self.signals.scrub();
         }
         Ok(())
@@ -181,10 +181,7 @@ impl Vault {
             if unneeded && !open.is_open(old) {
                 self.destroy_content(&mut tx, old)?;
             }
-            self.count(&mut tx, old.organization(), |org| {
-                org.objects = org.objects.saturating_sub(1);
-                org.bytes = org.bytes.saturating_sub(old_node.size);
-            })?;
+            self.uncount(&mut tx, old, old_node.size)?;
             self.finish(tx);
             return Ok(());
         }
@@ -286,10 +283,7 @@ impl Vault {
         let id = node.object().expect("the caller has looked");
         let handles = self.handles.lock();
         let open = handles.is_open(ino);
-        self.count(&mut tx, org, |org| {
-            org.objects = org.objects.saturating_sub(1);
-            org.bytes = org.bytes.saturating_sub(node.size);
-        })?;
+        self.uncount(&mut tx, ino, node.size)?;
         if let Some(successor) = self.tunnel_successor(&tx, ino)? {
             self.succeed(&mut tx, caller, id, (ino, &node), successor, None)?;
             self.remove_node(&mut tx, ino, &node, open)?;
@@ -313,6 +307,14 @@ impl Vault {
         }
         self.finish(tx);
         Ok(())
+    }
+
+    /// One object, and the bytes of its value, less.
+    fn uncount(&self, tx: &mut Tx, ino: Ino, size: u64) -> Result<()> {
+        self.count(tx, ino.organization(), move |org| {
+            org.objects = org.objects.saturating_sub(1);
+            org.bytes = org.bytes.saturating_sub(size);
+        })
     }
 
     /// An object was moved away from a name: what is made there now may take over its id.

@@ -204,7 +204,7 @@ impl Vault {
     fn resume(&self, ino: Ino, task: Task, epoch: u64) -> Result<()> {
         match task {
             Task::Reclaim | Task::Prune => {
-                self.chore(ino, task, epoch);
+                self.chores.lock().push_back((ino, task, epoch));
                 self.signals.work(0);
                 return Ok(());
             }

@@ -364,12 +364,19 @@ impl Vault {
         Ok(self.segments.remove_organization(no.0)?)
     }
 
-    /// Counts in an organization's record.
-    pub(super) fn count(&self, tx: &mut Tx, org: OrgNo, change: impl FnOnce(&mut OrgRecord)) -> Result<()> {
+    /// Counts in an organization's record, if the transaction is committed.
+    pub(super) fn count(&self, tx: &mut Tx, org: OrgNo, change: impl FnOnce(&mut OrgRecord) + 'static) -> Result<()> {
         let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
-        change(&mut organization.record.lock());
+        tx.count(move || change(&mut organization.record.lock()));
         tx.touch_organization(org);
         Ok(())
+    }
+
+    /// Takes a number that is never given out again.
+    pub(super) fn number<T>(&self, tx: &mut Tx, org: OrgNo, take: impl FnOnce(&mut OrgRecord) -> T) -> Result<T> {
+        let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
+        tx.touch_organization(org);
+        Ok(take(&mut organization.record.lock()))
     }
 }
 

@@ -161,6 +161,8 @@ impl Records {
             organizations: Vec::new(),
             contents: Vec::new(),
             bytes: 0,
+            counts: Vec::new(),
+            after: Vec::new(),
         }
     }
 
@@ -235,6 +237,8 @@ pub struct Tx<'a> {
     organizations: Vec<OrgNo>,
     contents: Vec<Arc<Content>>,
     bytes: usize,
+    counts: Vec<Box<dyn FnOnce()>>,
+    after: Vec<Box<dyn FnOnce()>>,
 }
 
 impl<'a> Tx<'a> {
@@ -281,12 +285,23 @@ impl<'a> Tx<'a> {
         self.bytes += bytes;
     }
 
+    /// Changes something in memory that the batch writes down, if the transaction is committed.
+    pub fn count(&mut self, change: impl FnOnce() + 'static) {
+        self.counts.push(Box::new(change));
+    }
+
+    /// Does something after the commit, when others may begin transactions again.
+    pub fn afterwards(&mut self, act: impl FnOnce() + 'static) {
+        self.after.push(Box::new(act));
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Makes the changes visible; returns the number of their batch.
     pub fn commit(self) -> u64 {
+        self.counts.into_iter().for_each(|change| change());
         let number = {
             let mut pending = self.records.pending.write();
             let current = &mut pending.current;
@@ -304,6 +319,7 @@ impl<'a> Tx<'a> {
             self.records.remember(at, row);
         }
         drop(self.writing);
+        self.after.into_iter().for_each(|act| act());
         number
     }
 

@@ -8,7 +8,7 @@ use super::extents::{FreeRun, MapChanges, UNIT};
 use super::ids::{Ino, OrgNo};
 use super::row::{self, Extent, Freed, Node, Past, Pending, Piece, Record, Row, RowAt, Task};
 use crate::crypto::{BlockSize, ExtentKey, LockedKey, Salt};
-use crate::store;
+use crate::store::{self, Table};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -290,8 +290,20 @@ impl Vault {
         drop(tx);
     }
 
-    /// Background work on extents, a bounded part in each batch.
+    /// Background work on extents, a bounded part in each batch. It begins in the batch that asks for it and not
+    /// before: what a version or a key still needs after a crash is there.
     fn do_chores(&self, stored: &mut Stored) -> Result<()> {
+        {
+            let pending = self.records.pending.read();
+            let batch = pending.frozen.as_ref().expect("the writer froze it");
+            let asked = batch.rows.iter().filter(|(at, _)| at.table == Table::Pending).filter_map(|(at, row)| {
+                let (ino, task) = Pending::task_of(&at.key)?;
+                let any: &dyn std::any::Any = &**row.as_ref()?;
+                Some((ino, task, any.downcast_ref::<Pending>()?.epoch))
+            });
+            let on_extents = asked.filter(|(_, task, _)| matches!(task, Task::Reclaim | Task::Prune));
+            self.chores.lock().extend(on_extents);
+        }
         let mut rows_left = CHORES;
         while rows_left > 0 {
             let Some((ino, task, epoch)) = self.chores.lock().pop_front() else { break };

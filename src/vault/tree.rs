@@ -369,10 +369,9 @@ impl Vault {
     }
 
     pub(super) fn next_ino(&self, tx: &mut Tx, org: OrgNo) -> Result<Ino> {
-        let mut local = 0;
-        self.count(tx, org, |record| {
-            local = record.next_local;
+        let local = self.number(tx, org, |record| {
             record.next_local += 1;
+            record.next_local - 1
         })?;
         Ok(Ino::new(org, local))
     }

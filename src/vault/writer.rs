@@ -143,7 +143,12 @@ impl Signals {
 /// What the writer thread does until it is told to end.
 pub fn run(vault: &Arc<Vault>) {
     let mut writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
-    while writer.round() {}
+    let work = std::panic::AssertUnwindSafe(|| while writer.round() {});
+    if std::panic::catch_unwind(work).is_err() {
+        // Nobody may wait for a thread that is gone.
+        let writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
+        writer.stop("writing stops after an internal error: unmount and mount again", vault.signals.state.lock());
+    }
 }
 
 struct Writer<'a> {
