@@ -1,0 +1,305 @@
+//! A vault of its own for each test: a private directory with a SoftHSM token, a state directory and a mount. Whatever
+//! becomes of the test, dropping it unmounts, ends the daemon and removes the directory.
+//!
+//! `SOFTHSM2_CONF` stands only in the environment of the commands that are run.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_vaultfs");
+const PIN: &str = "1234";
+/// Seconds after which a command counts as hanging.
+const HANGS: &str = "60";
+
+pub struct Vault {
+    directory: TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub out: Vec<u8>,
+    pub err: String,
+}
+
+impl Vault {
+    /// A new vault, mounted.
+    pub fn up() -> Vault {
+        Self::up_with(&[])
+    }
+
+    /// A new vault, mounted with `-o` options and others.
+    pub fn up_with(arguments: &[&str]) -> Vault {
+        let vault = Self::new();
+        vault.mount(arguments);
+        vault
+    }
+
+    /// A new vault that is not mounted.
+    pub fn new() -> Vault {
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "there is no /dev/fuse: nothing can be mounted, and this test needs it"
+        );
+        let vault = Self::without_state();
+        vault
+            .command(&["init", vault.state().to_str().unwrap(), "--token", &vault.uri(), "--pin-source", &vault.pin()])
+            .good();
+        vault
+    }
+
+    /// A directory with a token and no vault yet.
+    pub fn without_state() -> Vault {
+        let vault = Vault { directory: tempfile::Builder::new().prefix("vaultfs-").tempdir().unwrap() };
+        for directory in [vault.token(), vault.token().join("tokens"), vault.point()] {
+            fs::create_dir(directory).unwrap();
+        }
+        let tokens = vault.token().join("tokens");
+        let configuration = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+        fs::write(vault.token().join("softhsm2.conf"), configuration).unwrap();
+        vault.write_pin(PIN);
+        let arguments = ["--init-token", "--free", "--label", "vault", "--so-pin", "5678", "--pin", PIN];
+        Done::of(vault.in_environment("softhsm2-util").args(arguments), b"").good();
+        vault
+    }
+
+    /// All of it: the token, the state directory, the mount point.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
+    pub fn token(&self) -> PathBuf {
+        self.directory().join("token")
+    }
+
+    pub fn point(&self) -> PathBuf {
+        self.directory().join("mnt")
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.point().join(path)
+    }
+
+    /// Makes an organization; its directory.
+    pub fn org(&self, name: &str) -> PathBuf {
+        fs::create_dir(self.at(name)).unwrap();
+        self.at(name)
+    }
+
+    /// The tombstones of an organization, or with "" the graveyards.
+    pub fn tombstones(&self, organization: &str) -> Vec<PathBuf> {
+        let listed = fs::read_dir(self.at(".tombstones").join(organization)).unwrap();
+        let mut found: Vec<PathBuf> = listed.take(1000).map(|entry| entry.unwrap().path()).collect();
+        assert!(found.len() < 1000, "a listing without an end");
+        found.sort();
+        found
+    }
+
+    /// The one tombstone of an organization.
+    pub fn tombstone(&self, organization: &str) -> PathBuf {
+        let found = self.tombstones(organization);
+        let [only] = &found[..] else { panic!("one tombstone expected: {found:?}") };
+        only.clone()
+    }
+
+    pub fn uri(&self) -> String {
+        format!("pkcs11:token=vault?module-path={}", module())
+    }
+
+    pub fn pin(&self) -> String {
+        format!("file:{}", self.token().join("pin").display())
+    }
+
+    pub fn write_pin(&self, pin: &str) {
+        let path = self.token().join("pin");
+        fs::write(&path, format!("{pin}\n")).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    }
+
+    pub fn take_token_away(&self) {
+        fs::rename(self.token().join("tokens"), self.token().join("away")).unwrap();
+    }
+
+    pub fn bring_token_back(&self) {
+        fs::rename(self.token().join("away"), self.token().join("tokens")).unwrap();
+    }
+
+    /// Files that the token keeps: one for each object in it, and few others.
+    pub fn token_files(&self) -> usize {
+        let listed = Done::of(Command::new("find").arg(self.token()).args(["-name", "*.object"]), b"").good();
+        listed.out.iter().filter(|b| **b == b'\n').count()
+    }
+
+    pub fn mount(&self, arguments: &[&str]) {
+        self.try_mount(arguments).good();
+    }
+
+    pub fn try_mount(&self, arguments: &[&str]) -> Done {
+        let (state, point) = (self.state(), self.point());
+        let places = ["mount", state.to_str().unwrap(), point.to_str().unwrap()];
+        self.command(&[&places, arguments].concat())
+    }
+
+    pub fn umount(&self) {
+        self.command(&["umount", self.point().to_str().unwrap()]).good();
+    }
+
+    pub fn remount(&self) {
+        self.umount();
+        self.mount(&[]);
+    }
+
+    /// `kill -9` of the daemon, and the dead mount cleared.
+    pub fn kill(&self) {
+        let pid = self.daemon().expect("a daemon to kill");
+        signal(pid, libc::SIGKILL);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs(pid) {
+            assert!(Instant::now() < deadline, "the daemon survives SIGKILL");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        unmount_lazily(&self.point());
+    }
+
+    /// The daemon's pid, if there is one.
+    pub fn daemon(&self) -> Option<u32> {
+        let pid = fs::read_to_string(self.state().join("lock")).ok()?.trim().parse().ok()?;
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = self.directory().as_os_str().as_encoded_bytes();
+        (arguments.windows(ours.len()).any(|part| part == ours) && runs(pid)).then_some(pid)
+    }
+
+    /// Runs `vaultfs` with this vault and no input.
+    pub fn command(&self, arguments: &[&str]) -> Done {
+        self.command_with(arguments, b"")
+    }
+
+    pub fn command_with(&self, arguments: &[&str], input: &[u8]) -> Done {
+        Done::of(self.in_environment("timeout").args(["-k", "5", HANGS, PROGRAM]).args(arguments), input)
+    }
+
+    /// A command as a user of this vault would run it.
+    pub fn in_environment(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("SOFTHSM2_CONF", self.token().join("softhsm2.conf")).env("VAULTFS_STATE", self.state());
+        command.env("LC_ALL", "C");
+        command
+    }
+
+    /// Lets other users reach the mount point.
+    pub fn open_to_others(&self) {
+        fs::set_permissions(self.directory(), PermissionsExt::from_mode(0o711)).unwrap();
+    }
+}
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        let pid = self.daemon();
+        unmount_lazily(&self.point());
+        let Some(pid) = pid else { return };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs(pid) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.daemon() == Some(pid) {
+            signal(pid, libc::SIGKILL);
+        }
+    }
+}
+
+impl Done {
+    pub fn of(command: &mut Command, input: &[u8]) -> Done {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+        // A command that does not want its input closes the pipe.
+        let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = child.wait_with_output().unwrap();
+        feeder.join().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        Done { code: output.status.code().unwrap_or(-1), out: output.stdout, err }
+    }
+
+    /// It did what it should.
+    #[track_caller]
+    pub fn good(self) -> Done {
+        assert_eq!(self.code, 0, "{}{}", self.text(), self.err);
+        self
+    }
+
+    /// It refused with this exit code, and said something.
+    #[track_caller]
+    pub fn refused(self, code: i32) -> Done {
+        assert_eq!(self.code, code, "{}{}", self.text(), self.err);
+        assert!(!self.err.trim().is_empty(), "refused without a word");
+        self
+    }
+
+    /// It said this on standard error.
+    #[track_caller]
+    pub fn saying(self, what: &str) -> Done {
+        assert!(self.err.contains(what), "{what:?} expected in: {}", self.err);
+        self
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+}
+
+/// Runs a program that has to end well; its standard output.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
+    try_run(program, arguments).good().text()
+}
+
+pub fn try_run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> Done {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", HANGS, program]).args(arguments.iter().map(|a| a.as_ref())).env("LC_ALL", "C");
+    Done::of(&mut command, b"")
+}
+
+fn module() -> &'static str {
+    let places = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"];
+    places.into_iter().find(|path| Path::new(path).exists()).expect("libsofthsm2.so is missing: run scripts/packages")
+}
+
+/// Whether a process is there and no zombie.
+fn runs(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat"));
+    status.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
+fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill takes two numbers and touches no memory of ours.
+    unsafe { libc::kill(pid as i32, signal) };
+}
+
+fn unmount_lazily(point: &Path) {
+    // SAFETY: geteuid has no arguments and never fails.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut command = if root { Command::new("umount") } else { Command::new("fusermount3") };
+    let command = if root { command.arg("-l") } else { command.arg("-uz") };
+    // Not mounted at all is as good.
+    let _ = command.arg(point).stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
