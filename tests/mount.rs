@@ -6,7 +6,25 @@ mod kernel;
 #[path = "support/vault.rs"]
 mod vault;
 
+#[path = "mount/attributes.rs"]
+mod attributes;
+#[path = "mount/files.rs"]
+mod files;
+#[path = "mount/lasting.rs"]
+mod lasting;
+#[path = "mount/links.rs"]
+mod links;
+#[path = "mount/opening.rs"]
+mod opening;
 #[path = "mount/organizations.rs"]
 mod organizations;
+#[path = "mount/outage.rs"]
+mod outage;
 #[path = "mount/saving.rs"]
 mod saving;
+#[path = "mount/secrecy.rs"]
+mod secrecy;
+#[path = "mount/tombstones.rs"]
+mod tombstones;
+#[path = "mount/version_check.rs"]
+mod version_check;

@@ -1,0 +1,225 @@
+//! Contents of files: what ext4 does with sizes, holes, ranges, mappings and locks.
+
+use crate::kernel::{Mapping, copy_file_range, errno, fallocate, lock_description, seek, statvfs};
+use crate::vault::{Vault, run};
+use libc::{FALLOC_FL_KEEP_SIZE as KEEP, FALLOC_FL_PUNCH_HOLE as PUNCH, FALLOC_FL_ZERO_RANGE as ZERO};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+
+fn create(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).unwrap()
+}
+
+#[test]
+fn truncating_and_growing_leaves_zeros() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    file.write_all_at(&[7; 10_000], 0).unwrap();
+    file.set_len(5_000).unwrap();
+    file.set_len(20_000).unwrap();
+    let mut expected = vec![7; 5_000];
+    expected.resize(20_000, 0);
+    assert_eq!(fs::read(&f).unwrap(), expected);
+    drop(file);
+    vault.remount();
+    assert_eq!(fs::read(&f).unwrap(), expected);
+}
+
+#[test]
+fn sparse_files_take_no_room_and_are_found_by_seek() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    file.write_all_at(b"begin", 0).unwrap();
+    file.write_all_at(b"end", 512 * MIB).unwrap();
+    file.sync_all().unwrap();
+    for _ in 0..2 {
+        let file = File::open(&f).unwrap();
+        let known = file.metadata().unwrap();
+        assert_eq!(known.len(), 512 * MIB + 3);
+        assert!(known.blocks() * 512 < MIB, "{} blocks", known.blocks());
+        assert_eq!(seek(&file, 0, libc::SEEK_DATA).unwrap(), 0);
+        let hole = seek(&file, 0, libc::SEEK_HOLE).unwrap();
+        assert!((5..=MIB).contains(&hole), "{hole}");
+        let data = seek(&file, hole as i64, libc::SEEK_DATA).unwrap();
+        assert!((511 * MIB..=512 * MIB).contains(&data), "{data}");
+        assert_eq!(seek(&file, data as i64, libc::SEEK_HOLE).unwrap(), 512 * MIB + 3);
+        assert_eq!(errno(seek(&file, 512 * MIB as i64 + 3, libc::SEEK_DATA)), libc::ENXIO);
+        vault.remount();
+    }
+}
+
+#[test]
+fn files_of_16_tib_are_written_and_read_at_their_end() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let end = 16 * MIB * MIB - 4;
+    create(&f).write_all_at(b"last", end).unwrap();
+    vault.remount();
+    let mut read = [9; 8];
+    File::open(&f).unwrap().read_exact_at(&mut read, end - 4).unwrap();
+    assert_eq!(&read, b"\0\0\0\0last");
+    assert_eq!(fs::metadata(&f).unwrap().len(), 16 * MIB * MIB);
+}
+
+#[test]
+fn fallocate_allocates_keeps_the_size_punches_and_zeroes() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    let mut expected = vec![1; 300_000];
+    file.write_all_at(&expected, 0).unwrap();
+    fallocate(&file, PUNCH | KEEP, 10_000, 150_000).unwrap();
+    expected[10_000..160_000].fill(0);
+    assert_eq!(fs::read(&f).unwrap(), expected);
+    fallocate(&file, ZERO, 250_000, 100_000).unwrap();
+    expected.resize(350_000, 0);
+    expected[250_000..].fill(0);
+    assert_eq!(fs::read(&f).unwrap(), expected);
+    fallocate(&file, ZERO | KEEP, 340_000, 100_000).unwrap();
+    fallocate(&file, KEEP, 0, 1_000_000).unwrap();
+    assert_eq!(fs::read(&f).unwrap(), expected);
+    fallocate(&file, 0, 0, 400_000).unwrap();
+    expected.resize(400_000, 0);
+    assert_eq!(fs::read(&f).unwrap(), expected);
+    assert_eq!(errno(fallocate(&file, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096)), libc::EOPNOTSUPP);
+    drop(file);
+    vault.remount();
+    assert_eq!(fs::read(&f).unwrap(), expected);
+}
+
+#[test]
+fn appenders_do_not_overwrite_each_other() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    std::thread::scope(|scope| {
+        for n in 0..4u8 {
+            let f = &f;
+            scope.spawn(move || {
+                let mut file = OpenOptions::new().append(true).create(true).open(f).unwrap();
+                (0..100).for_each(|_| file.write_all(&[b'a' + n; 7]).unwrap());
+            });
+        }
+    });
+    let all = fs::read(&f).unwrap();
+    assert_eq!(all.len(), 4 * 100 * 7);
+    assert!(all.chunks(7).all(|line| line.iter().all(|b| *b == line[0])), "torn lines");
+}
+
+#[test]
+fn shared_mappings_and_reads_see_the_same_bytes() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    file.set_len(3 * 4096).unwrap();
+    let (mut one, two) = (
+        Mapping::shared(&file, 3 * 4096),
+        Mapping::shared(&File::options().read(true).write(true).open(&f).unwrap(), 3 * 4096),
+    );
+    one.write(4090, b"across pages");
+    assert_eq!(two.read(4090, 12), b"across pages");
+    let mut read = [0; 12];
+    file.read_exact_at(&mut read, 4090).unwrap();
+    assert_eq!(&read, b"across pages");
+    file.write_all_at(b"written", 8192).unwrap();
+    assert_eq!(one.read(8192, 7), b"written");
+    one.sync();
+    drop((one, two, file));
+    vault.remount();
+    let kept = fs::read(&f).unwrap();
+    assert_eq!((&kept[4090..4102], &kept[8192..8199]), (&b"across pages"[..], &b"written"[..]));
+}
+
+#[test]
+fn direct_io_reads_what_others_wrote() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let (from, to) = (format!("of={}", f.display()), format!("if={}", f.display()));
+    run("dd", &[&"if=/dev/zero", &from, &"bs=64k", &"count=3", &"oflag=direct", &"status=none"]);
+    assert_eq!(fs::read(&f).unwrap(), vec![0; 3 << 16]);
+    fs::write(&f, vec![b'x'; 1 << 16]).unwrap();
+    let read = run("dd", &[&to, &"bs=64k", &"iflag=direct", &"status=none"]);
+    assert!(read.len() == 1 << 16 && read.bytes().all(|b| b == b'x'));
+}
+
+#[test]
+fn copy_file_range_copies() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    let value: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+    fs::write(a.join("f"), &value).unwrap();
+    let (from, to) = (File::open(a.join("f")).unwrap(), create(&a.join("g")));
+    let mut copied = 0;
+    while copied < value.len() {
+        copied += copy_file_range(&from, &to, value.len() - copied).unwrap() as usize;
+    }
+    drop(to);
+    assert_eq!(fs::read(a.join("g")).unwrap(), value);
+}
+
+#[test]
+fn locks_hold_between_descriptors() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let (one, two) = (create(&f), File::options().read(true).write(true).open(&f).unwrap());
+    one.lock().unwrap();
+    assert!(two.try_lock().is_err());
+    one.unlock().unwrap();
+    two.try_lock().unwrap();
+    lock_description(&one).unwrap();
+    assert_eq!(errno(lock_description(&two)), libc::EAGAIN);
+}
+
+#[test]
+fn a_write_clears_set_uid_for_others_than_root() {
+    use std::os::unix::process::CommandExt;
+    let vault = Vault::up();
+    vault.open_to_others();
+    let a = vault.org("a");
+    fs::write(a.join("f"), "x").unwrap();
+    fs::set_permissions(a.join("f"), PermissionsExt::from_mode(0o6777)).unwrap();
+    let script = ["-c", "echo y >> \"$0\""];
+    let wrote = std::process::Command::new("sh").args(script).arg(a.join("f")).uid(65534).gid(65534).status();
+    assert!(wrote.unwrap().success());
+    assert_eq!(fs::metadata(a.join("f")).unwrap().mode() & 0o7777, 0o777);
+}
+
+#[test]
+fn df_shows_the_file_system_of_the_state_directory_and_du_stored_blocks() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, vec![5; 3_000_000]).unwrap();
+    File::open(&f).unwrap().sync_all().unwrap();
+    let (mount, state) = (statvfs(vault.point()), statvfs(vault.state()));
+    assert_eq!(mount.f_blocks * mount.f_frsize, state.f_blocks * state.f_frsize);
+    assert_eq!(mount.f_namemax, 255);
+    let known = fs::metadata(&f).unwrap();
+    assert_eq!(known.len(), 3_000_000);
+    assert!((3_000_000..4_500_000).contains(&(known.blocks() * 512)), "{}", known.blocks() * 512);
+}
+
+#[test]
+fn a_read_only_mount_refuses_writes() {
+    let vault = Vault::up();
+    fs::write(vault.org("a").join("f"), "x").unwrap();
+    vault.umount();
+    vault.mount(&["-o", "ro"]);
+    assert_eq!(fs::read(vault.at("a/f")).unwrap(), b"x");
+    assert_eq!(errno(fs::write(vault.at("a/f"), "y")), libc::EROFS);
+    assert_eq!(errno(fs::create_dir(vault.at("b"))), libc::EROFS);
+    assert_eq!(errno(fs::remove_file(vault.at("a/f"))), libc::EROFS);
+}
+
+#[test]
+fn what_the_transport_lacks_is_refused_as_kernels_expect() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    let unnamed = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&a);
+    assert_eq!(errno(unnamed), libc::EOPNOTSUPP);
+    run("sync", &[&"-f", &a]);
+}
