@@ -1,6 +1,7 @@
 //! Tombstones: deleted objects and organizations until they are purged, and `/vault/.tombstones`, which shows them.
 
 use super::error::{Error, Result};
+use super::file::Table as OpenFiles;
 use super::ids::{Ino, ObjectId, OrgNo};
 use super::organization::Organization;
 use super::records::Tx;
@@ -27,10 +28,10 @@ impl Vault {
     pub(super) fn bury(
         &self,
         tx: &mut Tx,
+        open: &OpenFiles,
         caller: &Caller,
         id: ObjectId,
-        ino: Ino,
-        mut node: Node,
+        (ino, mut node): (Ino, Node),
         (folder, name): (Ino, &[u8]),
     ) -> Result<()> {
         (node.links, node.ctime) = (0, Time::now());
@@ -38,13 +39,14 @@ impl Vault {
         // The value at the moment of deletion is a version, also if its writer has not closed yet.
         self.commit_version(tx, caller, ino, true)?;
         let path = self.path_of(tx, folder, name)?;
-        self.dig(tx, caller, id, ino, name, path)
+        self.dig(tx, open, caller, (id, ino), name, path)
     }
 
     /// A replaced file's own history stays behind as a tombstone, with an inode of its own.
     pub(super) fn bury_history(
         &self,
         tx: &mut Tx,
+        open: &OpenFiles,
         caller: &Caller,
         id: ObjectId,
         mut object: Object,
@@ -58,10 +60,18 @@ impl Vault {
         tx.put_new(ino, Node { kind, links: 0, size, attributes: false, guard: None, ..node.clone() });
         object.ino = ino;
         tx.put((org, id), object);
-        self.dig(tx, caller, id, ino, &name, name.clone())
+        self.dig(tx, open, caller, (id, ino), &name, name.clone())
     }
 
-    fn dig(&self, tx: &mut Tx, caller: &Caller, id: ObjectId, ino: Ino, name: &[u8], path: Vec<u8>) -> Result<()> {
+    fn dig(
+        &self,
+        tx: &mut Tx,
+        open: &OpenFiles,
+        caller: &Caller,
+        (id, ino): (ObjectId, Ino),
+        name: &[u8],
+        path: Vec<u8>,
+    ) -> Result<()> {
         let (org, now) = (ino.organization(), Time::now());
         let number = self.number(tx, org, |record| {
             record.next_grave += 1;
@@ -84,7 +94,7 @@ impl Vault {
         buried.0.push(number);
         while buried.0.len() > self.settings.tombstones_per_name {
             let oldest = buried.0.remove(0);
-            self.purge_in(tx, caller, org, oldest)?;
+            self.purge_in(tx, open, caller, org, oldest)?;
         }
         tx.put((org, hash), buried);
         self.audit_object(tx, caller, "object.deleted", org, id);
@@ -92,12 +102,19 @@ impl Vault {
     }
 
     /// Ends a tombstone inside a transaction. The path's list of tombstones is the caller's affair.
-    fn purge_in(&self, tx: &mut Tx, caller: &Caller, org: OrgNo, number: u64) -> Result<Option<Arc<Tombstone>>> {
+    fn purge_in(
+        &self,
+        tx: &mut Tx,
+        open: &OpenFiles,
+        caller: &Caller,
+        org: OrgNo,
+        number: u64,
+    ) -> Result<Option<Arc<Tombstone>>> {
         let Some(grave) = tx.get::<Tombstone>((org, number))? else { return Ok(None) };
         let node = tx.need::<Node>(grave.ino)?;
         let id = node.object().ok_or(Error::Invalid("a tombstone holds an object"))?;
         tx.delete::<Tombstone>((org, number));
-        if self.handles.lock().is_open(grave.ino) {
+        if open.is_open(grave.ino) {
             // Its bytes go with the last handle.
             let orphan = Node { grave: None, ..(*node).clone() };
             self.remove_node(tx, grave.ino, &orphan, true)?;
@@ -120,7 +137,8 @@ impl Vault {
     pub(super) fn purge_grave(&self, caller: &Caller, org: OrgNo, number: u64) -> Result<()> {
         self.enter(Ino::graveyard_of(org), caller.patience)?;
         let mut tx = self.records.begin();
-        let grave = self.purge_in(&mut tx, caller, org, number)?.ok_or(Error::NotFound)?;
+        let open = self.handles.lock();
+        let grave = self.purge_in(&mut tx, &open, caller, org, number)?.ok_or(Error::NotFound)?;
         self.forget_grave(&mut tx, org, number, &grave)?;
         self.finish(tx);
         Ok(())

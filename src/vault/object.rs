@@ -1,6 +1,7 @@
 //! Objects and their versions: committing a value, replacing one by a save, and the version check.
 
 use super::error::{Error, Result};
+use super::file::Table as OpenFiles;
 use super::ids::{Ino, ObjectId, OrgNo, VersionId};
 use super::records::Tx;
 use super::row::{ContentRecord, Entry, Kind, Node, Object, Pending, Record, Task, Version};
@@ -174,8 +175,8 @@ impl Vault {
         if let (Some(id), Some(_)) = (old_node.object(), new_node.object())
             && old_node.links == 0
         {
-            self.succeed(&mut tx, caller, id, (old, &old_node), new, None)?;
             let open = self.handles.lock();
+            self.succeed(&mut tx, &open, caller, id, (old, &old_node), new)?;
             self.remove_node(&mut tx, old, &old_node, open.is_open(old))?;
             let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
             if unneeded && !open.is_open(old) {
@@ -201,15 +202,15 @@ impl Vault {
     }
 
     /// The object `id`, which `old` held, goes on in the inode `new`, whose value becomes its next version.
-    /// `expected`: a version check beside the one that may stand on `new`.
+    /// `open`: locked by the caller, so that nobody opens what a decision here takes for closed.
     pub(super) fn succeed(
         &self,
         tx: &mut Tx,
+        open: &OpenFiles,
         caller: &Caller,
         id: ObjectId,
         (old, old_node): (Ino, &Node),
         new: Ino,
-        expected: Option<VersionId>,
     ) -> Result<()> {
         let org = new.organization();
         let mut node = (*tx.need::<Node>(new)?).clone();
@@ -219,10 +220,10 @@ impl Vault {
             None => self.new_object(caller, old, old_node)?,
         };
         let current = object.current().map(|v| v.id);
-        for expected in [expected, node.guard].into_iter().flatten() {
-            if current != Some(expected) {
-                return Err(Error::VersionLost { expected, current: current.unwrap_or(VersionId(0)) });
-            }
+        if let Some(expected) = node.guard
+            && current != Some(expected)
+        {
+            return Err(Error::VersionLost { expected, current: current.unwrap_or(VersionId(0)) });
         }
         if old_node.changed {
             // What open writers changed before it was replaced is a version too.
@@ -263,7 +264,7 @@ impl Vault {
         tx.put(new, node.clone());
         if keeps_history {
             let history = (*history.expect("it has versions")).clone();
-            self.bury_history(tx, caller, replacing, history, &node)?;
+            self.bury_history(tx, open, caller, replacing, history, &node)?;
         } else {
             tx.delete::<Object>((org, replacing));
         }
@@ -285,13 +286,13 @@ impl Vault {
         let open = handles.is_open(ino);
         self.uncount(&mut tx, ino, node.size)?;
         if let Some(successor) = self.tunnel_successor(&tx, ino)? {
-            self.succeed(&mut tx, caller, id, (ino, &node), successor, None)?;
+            self.succeed(&mut tx, &handles, caller, id, (ino, &node), successor)?;
             self.remove_node(&mut tx, ino, &node, open)?;
         } else {
             let object = tx.get::<Object>((org, id))?;
             let held_bytes = node.size > 0 || object.as_ref().is_some_and(|o| o.versions.iter().any(|v| v.size > 0));
             if held_bytes && object.as_ref().is_none_or(|o| o.ino == ino) {
-                self.bury(&mut tx, caller, id, ino, node, path)?;
+                self.bury(&mut tx, &handles, caller, id, (ino, node), path)?;
             } else {
                 self.remove_node(&mut tx, ino, &node, open)?;
                 if let Some(object) = object.filter(|o| o.ino == ino) {
