@@ -177,10 +177,10 @@ impl Vault {
     }
 
     pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.check_writable_folder(parent)?;
         if ino.organization() != parent.organization() {
             return Err(Error::OtherOrganization);
         }
-        self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         let mut tx = self.records.begin();
         let hash = self.check_name(parent, name)?;

@@ -212,19 +212,3 @@ fn attributes_are_created_replaced_and_limited_as_on_ext4() {
     assert_eq!(errno(set_attribute(&f, "nonsense.x", "y")), libc::EOPNOTSUPP);
     assert_eq!(attribute(&f, "user.a").unwrap(), b"2");
 }
-
-#[test]
-fn posix_acls_are_kept_and_applied() {
-    let vault = Vault::up();
-    let a = vault.org("a");
-    fs::write(a.join("f"), "x").unwrap();
-    // Version 2; owner rw-, user 1000 r--, group ---, mask r--, other ---
-    let entry =
-        |tag: u16, bits: u16, id: u32| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat();
-    let none = u32::MAX;
-    let entries = [entry(1, 6, none), entry(2, 4, 1000), entry(4, 0, none), entry(16, 4, none), entry(32, 0, none)];
-    let acl = [&2u32.to_le_bytes()[..], &entries.concat()].concat();
-    set_attribute(a.join("f"), "system.posix_acl_access", &acl).unwrap();
-    vault.remount();
-    assert_eq!(attribute(a.join("f"), "system.posix_acl_access").unwrap(), acl);
-}

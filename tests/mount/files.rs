@@ -38,6 +38,7 @@ fn sparse_files_take_no_room_and_are_found_by_seek() {
     file.write_all_at(b"begin", 0).unwrap();
     file.write_all_at(b"end", 512 * MIB).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     for _ in 0..2 {
         let file = File::open(&f).unwrap();
         let known = file.metadata().unwrap();
@@ -50,6 +51,7 @@ fn sparse_files_take_no_room_and_are_found_by_seek() {
         assert!((511 * MIB..=512 * MIB).contains(&data), "{data}");
         assert_eq!(seek(&file, data as i64, libc::SEEK_HOLE).unwrap(), 512 * MIB + 3);
         assert_eq!(errno(seek(&file, 512 * MIB as i64 + 3, libc::SEEK_DATA)), libc::ENXIO);
+        drop(file);
         vault.remount();
     }
 }

@@ -49,7 +49,9 @@ fn a_tombstone_cannot_be_read_or_changed_only_restored_or_purged() {
     shut(fs::create_dir(yard.join("new")), "mkdir");
     shut(symlink("x", yard.join("new")), "symlink");
     shut(mknod(yard.join("new"), libc::S_IFIFO | 0o600, 0), "mknod");
-    shut(fs::hard_link(&grave, yard.join("new")), "link");
+    shut(fs::hard_link(a.join("other"), yard.join("new")), "link into");
+    // A file without a name is linked nowhere: the kernel does not even ask.
+    assert_eq!(errno(fs::hard_link(&grave, a.join("new"))), libc::ENOENT);
     shut(fs::rename(&grave, yard.join("new")), "rename inside");
     shut(fs::rename(a.join("other"), yard.join("new")), "rename into");
     shut(fs::set_permissions(&grave, std::os::unix::fs::PermissionsExt::from_mode(0o777)), "chmod");

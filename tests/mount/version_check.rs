@@ -62,6 +62,7 @@ fn of_many_saves_on_top_of_one_version_one_wins() {
     for round in 0..10 {
         let seen = version(&a.join("f"));
         for n in 0..8 {
+            let _ = fs::remove_file(a.join(format!("new{n}")));
             fs::write(a.join(format!("new{n}")), format!("{round} {n}")).unwrap();
             set_attribute(a.join(format!("new{n}")), CHECK, &seen).unwrap();
         }
