@@ -40,7 +40,7 @@ pub enum StoreError {
     #[error("corrupt store: {0}")]
     Corrupt(String),
     /// Another process owns the state directory.
-    #[error("the state directory is in use{}", pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    #[error("the state directory is in use{}; unmount that vault, or wait until the process has ended", pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
     Locked { pid: Option<u32> },
 }
 

@@ -1,9 +1,10 @@
 //! Extended attributes: what applications set, and `user.vault.*`, which the vault says about itself.
 //!
 //! A copy (`cp -a`, `rsync -X`, `tar --xattrs`) brings the `user.vault.*` of its source along. The rule that
-//! lets it end without an error and keeps identities apart: setting one of those names on an object to a
-//! well-formed value is accepted and changes nothing while the object is new — it has never been committed,
-//! or for the first minute after its birth. Anything else about `user.vault.*` is EPERM.
+//! lets it end without an error and keeps identities apart: setting one of those names to UTF-8 text is
+//! accepted and changes nothing while the file is new, which is for one minute after its birth and as long as
+//! it has no second version. Anything else about `user.vault.*` is EPERM, and a folder's key context, which
+//! would seem to be accepted, EOPNOTSUPP.
 
 use super::error::{Error, Result};
 use super::ids::{Ino, OrgNo, VersionId};
@@ -19,6 +20,7 @@ const VERSION_CHECK: &str = "version_check";
 const VALUE_MAX: usize = 64 * 1024;
 /// All names and values of one file, as on ext4 with large attributes.
 const TOTAL_MAX: usize = 64 * 1024;
+const NO_ORGANIZATION: Error = Error::Absent("no such organization");
 /// How long after its birth a copy may set what its source had.
 const NEW: Duration = Duration::from_secs(60);
 /// What each object lists; a copy may bring any of them, and those of tombstones.
@@ -150,6 +152,9 @@ impl Vault {
         }
         self.enter(ino, caller.patience)?;
         let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        if name.starts_with("context.") && node.kind.is_directory() {
+            return Err(Error::Unsupported("a key context of a folder"));
+        }
         let copyable = COPIED.contains(&name) || name.starts_with("context.");
         let committed = match node.object() {
             Some(id) => self.records.get::<Object>((ino.organization(), id))?.is_some_and(|o| o.versions.len() > 1),
@@ -251,9 +256,9 @@ impl Vault {
     pub(super) fn number_of(&self, which: &str) -> Result<OrgNo> {
         if let Ok(id) = which.parse() {
             let found = self.organizations.all().into_iter().find(|o| o.id == id);
-            return found.map(|o| o.no).ok_or(Error::NotFound);
+            return found.map(|o| o.no).ok_or(NO_ORGANIZATION);
         }
-        let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(Error::NotFound)?;
+        let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(NO_ORGANIZATION)?;
         Ok(entry.ino.organization())
     }
 }

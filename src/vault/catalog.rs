@@ -116,7 +116,7 @@ impl Vault {
         let (organization, object) = self.object(id)?;
         let node = self.records.get::<Node>(object.ino)?.ok_or(Error::NotFound)?;
         if node.grave.is_some() || organization.record.lock().deleted {
-            return Err(Error::NotFound);
+            return Err(Error::Absent("deleted; `vaultfs tombstone restore` brings it back"));
         }
         Ok((organization, object, node))
     }
@@ -237,7 +237,13 @@ impl Vault {
         let (_, object, _) = self.living_object(id)?;
         let version = match version {
             None => object.current(),
-            Some(ordinal) => Some(object.versions.iter().find(|v| v.ordinal == ordinal).ok_or(Error::NotFound)?),
+            Some(ordinal) => Some(
+                object
+                    .versions
+                    .iter()
+                    .find(|v| v.ordinal == ordinal)
+                    .ok_or(Error::Absent("no such version is kept"))?,
+            ),
         };
         let Some(version) = version else { return Ok(()) };
         self.settle()?;

@@ -11,6 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("not found")]
     NotFound,
+    #[error("{0}")]
+    Absent(&'static str),
     #[error("already exists")]
     Exists,
     #[error("not a directory")]
@@ -47,7 +49,7 @@ pub enum Error {
     Unsupported(&'static str),
     #[error("the object is at version {current}, not at {expected}")]
     VersionLost { expected: VersionId, current: VersionId },
-    #[error("the key is not to be had: {0}")]
+    #[error("{0}")]
     Key(KeyError),
     /// Only with `Patience::Never`: ask again from a thread that may wait for the token.
     #[error("the token would have to be asked")]
@@ -65,7 +67,10 @@ pub enum Error {
     /// The header or the vault's own record was changed.
     #[error("{0}")]
     Edited(String),
-    /// A setting or the state directory has to be put right first.
+    /// What the caller asked for is not understood.
+    #[error("{0}")]
+    Setting(String),
+    /// The state directory has to be put right first.
     #[error("{0}")]
     Header(String),
 }
@@ -98,12 +103,12 @@ impl Error {
     /// The errno an application sees (`mount.md`, "Errors").
     pub fn errno(&self) -> i32 {
         match self {
-            Error::NotFound => libc::ENOENT,
+            Error::NotFound | Error::Absent(_) => libc::ENOENT,
             Error::Exists => libc::EEXIST,
             Error::NotADirectory => libc::ENOTDIR,
             Error::IsADirectory => libc::EISDIR,
             Error::NotEmpty => libc::ENOTEMPTY,
-            Error::Invalid(_) => libc::EINVAL,
+            Error::Invalid(_) | Error::Setting(_) => libc::EINVAL,
             Error::NotPermitted(_) => libc::EPERM,
             Error::Denied(_) => libc::EACCES,
             Error::ReadOnly(_) => libc::EROFS,

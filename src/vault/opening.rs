@@ -253,11 +253,11 @@ impl Drop for Vault {
 }
 
 fn parse_token(text: &str) -> Result<TokenUri> {
-    text.parse().map_err(Error::Key)
+    text.parse().map_err(|e: KeyError| Error::Setting(e.to_string()))
 }
 
 fn parse_pin(text: &str) -> Result<PinSource> {
-    text.parse().map_err(Error::Key)
+    text.parse().map_err(|e: KeyError| Error::Setting(e.to_string()))
 }
 
 fn open_keyring(token: &TokenUri, pin: &PinSource, settings: &Settings) -> Result<Keyring> {

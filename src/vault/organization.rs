@@ -93,7 +93,9 @@ fn check_name(name: &[u8]) -> Result<&str> {
     }
     let text = std::str::from_utf8(name).map_err(|_| Error::Invalid("an organization's name is UTF-8"))?;
     if text.is_empty() || text.starts_with('.') || text.chars().any(char::is_control) {
-        return Err(Error::Invalid("an organization's name has no control character and does not start with a dot"));
+        return Err(Error::Invalid(
+            "an organization's name has 1 to 255 bytes, no control character and no dot at its start",
+        ));
     }
     Ok(text)
 }

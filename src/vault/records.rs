@@ -216,6 +216,12 @@ impl Records {
         &self.loading[self.hasher.hash_one(at) as usize % self.loading.len()]
     }
 
+    /// A row was changed behind the cache's back, in the frozen batch.
+    pub(super) fn forget(&self, at: &RowAt) {
+        let _loading = self.stripe(at).lock();
+        self.cache.remove(at);
+    }
+
     pub(super) fn remember(&self, at: RowAt, row: Decoded) {
         let _loading = self.stripe(&at).lock();
         self.cache.insert(at, row);

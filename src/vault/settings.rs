@@ -49,7 +49,7 @@ impl Default for Settings {
 impl Settings {
     /// Changes one setting; an unknown name or an unreadable value is an error that names it.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let wrong = |what: &str| Error::Header(format!("option {name}={value}: expected {what}"));
+        let wrong = |what: &str| Error::Setting(format!("mount option {name}={value}: expected {what}"));
         let number = || value.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| wrong("a number above 0"));
         let duration = || parse_duration(value).ok_or_else(|| wrong("a duration, as in 500ms, 5s, 10m, 1h, 30d"));
         match name {
@@ -77,7 +77,7 @@ impl Settings {
                     _ => return Err(wrong("yes or no")),
                 }
             }
-            _ => return Err(Error::Header(format!("there is no option {name}"))),
+            _ => return Err(Error::Setting(format!("there is no mount option {name}"))),
         }
         Ok(())
     }

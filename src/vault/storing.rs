@@ -3,7 +3,7 @@
 use super::Vault;
 use super::changes::{EXTENT_MAX, Run};
 use super::content::{Content, State};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::extents::{FreeRun, MapChanges, UNIT};
 use super::ids::{Ino, OrgNo};
 use super::row::{self, Extent, Freed, Node, Past, Pending, Piece, Record, Row, RowAt, Task};
@@ -156,7 +156,11 @@ impl Vault {
         if let (Some(epoch), Some(key)) = (last_epoch, &key)
             && map.inline().count() > INLINE_PIECES
         {
-            self.fold(content.ino, &mut state, epoch, key, &mut changes, stored)?;
+            match self.fold(content.ino, &mut state, epoch, key, &mut changes, stored) {
+                // What was folded so far is in the map, and the rest stays inline.
+                Err(Error::Store(store::StoreError::Full(_))) => {}
+                folded => folded?,
+            }
         }
         let bytes = state.map.as_ref().expect("completed above").stored();
         self.add_map_rows(content.ino, changes, stored)?;
@@ -258,12 +262,17 @@ impl Vault {
 
     /// Adds rows to the frozen batch.
     fn add_rows(&self, rows: Vec<(RowAt, Option<Arc<dyn Row>>)>) {
-        let mut pending = self.records.pending.write();
-        let batch = pending.frozen.as_mut().expect("the writer froze it");
-        for (at, row) in rows {
-            // Not `put`: these rows are not known to be new.
-            batch.rows.insert(at, row);
+        let changed: Vec<RowAt> = rows.iter().map(|(at, _)| *at).collect();
+        {
+            let mut pending = self.records.pending.write();
+            let batch = pending.frozen.as_mut().expect("the writer froze it");
+            for (at, row) in rows {
+                // Not `put`: these rows are not known to be new.
+                batch.rows.insert(at, row);
+            }
         }
+        // Else a row that was looked at before, such as a segment's, would come back as it was then once this batch is stored.
+        changed.iter().for_each(|at| self.records.forget(at));
     }
 
     /// Writes what the value takes in the store into the pending attributes of its inode.

@@ -68,9 +68,9 @@ fn directory(state: &Path) -> Check {
 
 fn pin(source: &str) -> Check {
     let readable = |path: PathBuf, remedy: &str| match File::open(&path).and_then(|file| file.metadata()) {
-        Ok(found) if found.mode() & 0o077 != 0 => Check::warning(
+        Ok(found) if found.mode() & 0o077 != 0 => Check::problem(
             format!("the PIN in {} can be read by others", path.display()),
-            format!("`chmod 0600 {}`", path.display()),
+            format!("`chmod 0400 {}`", path.display()),
         ),
         Ok(_) => Check::ok(format!("the PIN in {} can be read", path.display())),
         Err(e) => Check::problem(format!("the PIN in {} cannot be read: {e}", path.display()), remedy),
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(pin(&source).level, Level::Problem);
         std::fs::write(&path, "1234").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(pin(&source).level, Level::Warning);
+        assert_eq!(pin(&source).level, Level::Problem);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(pin(&source).level, Level::Ok);
     }
