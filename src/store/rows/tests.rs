@@ -246,25 +246,3 @@ fn other_files_and_formats_are_refused() {
     Connection::open(dir.path().join(FILE)).unwrap().pragma_update(None, "user_version", 9).unwrap();
     assert!(matches!(open(), Err(StoreError::Corrupt(text)) if text.contains("format 9")));
 }
-
-/// `cargo test --lib commit_rate -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn commit_rate() {
-    for (table, size) in [(Table::Node, 150), (Table::Extent, 1100), (Table::Extent, 17 << 10)] {
-        let dir = tempdir().unwrap();
-        let rows = Rows::create(dir.path(), Arc::new(RealDisk)).unwrap();
-        let (value, started) = (vec![1; size], Instant::now());
-        for batch in 0..20u32 {
-            let key = |row| (batch * 1000 + row) * 7919 % 1_000_003;
-            rows.commit((0..1000).map(|row| put(table, key(row), &value)), Durability::Synced).unwrap();
-        }
-        let wrote = started.elapsed();
-        let started = Instant::now();
-        for row in 0..20_000u32 {
-            assert!(rows.get(table, &(row * 7919 % 1_000_003).to_be_bytes()).unwrap().is_some());
-        }
-        let (commits, gets) = (20_000.0 / wrote.as_secs_f64(), 20_000.0 / started.elapsed().as_secs_f64());
-        println!("{} of {size} bytes: {commits:.0} rows/s in synced batches of 1000, {gets:.0} gets/s", table.name());
-    }
-}
