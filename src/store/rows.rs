@@ -14,7 +14,7 @@ use super::disk::sync_directory;
 use super::{Change, Disk, Key, Op, Result, StoreError, Table};
 use parking_lot::Mutex;
 use readers::Readers;
-use rusqlite::types::FromSqlError;
+use rusqlite::types::{FromSqlError, ValueRef};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ffi};
 use std::borrow::Borrow;
 use std::fs::OpenOptions;
@@ -138,7 +138,7 @@ impl Rows {
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.read(|reader| reader.prepare_cached(table.sql().get)?.query_row([key], |row| row.get(0)).optional())
+        self.read(|reader| reader.prepare_cached(table.sql().get)?.query_row([key], |row| value(row, 0)).optional())
     }
 
     /// At most `limit` rows with `from <= key < to`, in the order of their keys.
@@ -149,7 +149,7 @@ impl Rows {
             let rows = statement.query_map((from, to, limit), |row| {
                 let key = row.get_ref(0)?.as_blob()?;
                 let too_long = FromSqlError::InvalidBlobSize { expected_size: Key::MAX, blob_size: key.len() };
-                Ok((Key::new(key).ok_or(too_long)?, row.get(1)?))
+                Ok((Key::new(key).ok_or(too_long)?, value(row, 1)?))
             })?;
             rows.collect()
         })
@@ -291,5 +291,13 @@ fn failed(vfs: &Vfs, path: &Path, what: &'static str, error: rusqlite::Error) ->
             StoreError::Corrupt(format!("{}: {error}", path.display()))
         }
         _ => StoreError::io(what, path, io::Error::other(error)),
+    }
+}
+
+/// A value as its bytes. What is no blob was not written here, and does not authenticate either.
+fn value(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>> {
+    match row.get_ref(column)? {
+        ValueRef::Blob(bytes) | ValueRef::Text(bytes) => Ok(bytes.to_vec()),
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => Ok(Vec::new()),
     }
 }

@@ -325,7 +325,9 @@ impl Vault {
         tx.put_new(ino, Node { kind, mode, uid: caller.uid, gid: caller.gid, links: 0, ..Node::new(Time::now()) });
         tx.put_new((ino, Task::Orphan), Pending { epoch: 0 });
         let access = Access { read: true, write: true, ..Access::default() };
-        let handle = self.handles.lock().add(OpenFile::nameless(ino, access, self.contents.get(ino)));
+        let content = self.contents.get(ino);
+        content.is_new();
+        let handle = self.handles.lock().add(OpenFile::nameless(ino, access, content));
         self.finish(tx);
         Ok((ino, handle))
     }

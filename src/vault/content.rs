@@ -50,6 +50,15 @@ impl State {
     }
 }
 
+impl Content {
+    /// It was made just now: nothing is stored of it, and nobody has to look.
+    pub fn is_new(&self) {
+        let mut map = ExtentMap::default();
+        map.complete_with([]);
+        self.state.write().map = Some(map);
+    }
+}
+
 /// The contents in use.
 #[derive(Default)]
 pub struct Contents(Mutex<HashMap<Ino, Weak<Content>>>);
@@ -194,7 +203,8 @@ impl Vault {
         Ok(())
     }
 
-    /// Loads everything that changing the map needs (only the writer thread does).
+    /// Loads everything that changing the map needs: before a change is answered, so that what cannot be read
+    /// refuses the change and does not hold up the writer thread.
     pub(super) fn complete_map<'a>(&self, ino: Ino, state: &'a mut State) -> Result<&'a mut ExtentMap> {
         if state.map.is_none() {
             state.map = Some(self.stored_map(ino)?);

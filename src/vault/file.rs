@@ -2,7 +2,6 @@
 
 use super::content::{Content, State};
 use super::error::{Error, Result};
-use super::extents::ExtentMap;
 use super::ids::Ino;
 use super::records::Tx;
 use super::row::{ContentRecord, Node, Object, Pending, Task};
@@ -88,6 +87,7 @@ impl Vault {
         let mut tx = self.records.begin();
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
+        content.is_new();
         let file = OpenFile { ino, access, content, created: true, wrote: AtomicBool::new(false) };
         let handle = self.handles.lock().add(file);
         self.finish(tx);
@@ -151,6 +151,7 @@ impl Vault {
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(data.len() as u64)?;
         let mut state = file.content.state.write();
+        self.complete_map(file.ino, &mut state)?;
         let mut tx = self.records.begin();
         let node = tx.need::<Node>(file.ino)?;
         let offset = if file.access.append { node.size } else { offset };
@@ -191,12 +192,6 @@ impl Vault {
             owners: node.object().into_iter().collect(),
         };
         state.key = Some(key);
-        if state.map.is_none() {
-            // It never held a byte, so nothing is stored of it.
-            let mut map = ExtentMap::default();
-            map.complete_with([]);
-            state.map = Some(map);
-        }
         Ok(Some(record))
     }
 
@@ -379,6 +374,7 @@ impl Vault {
         let file = handle.and_then(|handle| self.handles.find(handle).ok());
         let content = self.contents.get(ino);
         let mut state = content.state.write();
+        self.complete_map(ino, &mut state)?;
         let mut tx = self.records.begin();
         let node = tx.need::<Node>(ino)?;
         match node.object() {
@@ -427,6 +423,7 @@ impl Vault {
             self.check_space(len)?;
         }
         let mut state = file.content.state.write();
+        self.complete_map(file.ino, &mut state)?;
         let mut tx = self.records.begin();
         let node = tx.need::<Node>(file.ino)?;
         let size = match mode {

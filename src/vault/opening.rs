@@ -191,7 +191,13 @@ impl Vault {
             if self.records.store.scan(Table::Pending, &from, &to, 1)?.is_empty() {
                 continue;
             }
-            self.enter(Ino::graveyard_of(organization.no), Patience::Wait)?;
+            if let Err(error) = self.enter(Ino::graveyard_of(organization.no), Patience::Wait) {
+                self.report(&format!(
+                    "{}: what a crash left unfinished waits for the next mount: {error}",
+                    organization.id
+                ));
+                continue;
+            }
             let like = Pending::at((Ino::top_of(organization.no), Task::Commit));
             for (key, pending) in self.records.scan_all::<Pending>(like, from, to)? {
                 let Some((ino, task)) = Pending::task_of(&key) else { continue };
@@ -205,7 +211,7 @@ impl Vault {
         match task {
             Task::Reclaim | Task::Prune => {
                 self.chores.lock().push_back((ino, task, epoch));
-                self.signals.work(0);
+                self.finish(self.records.begin());
                 return Ok(());
             }
             Task::Commit | Task::Orphan => {}

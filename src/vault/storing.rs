@@ -318,7 +318,15 @@ impl Vault {
             let Some((ino, task, epoch)) = self.chores.lock().pop_front() else { break };
             let content = self.contents.get(ino);
             let mut state = content.state.write();
-            let map = self.complete_map(ino, &mut state)?;
+            let map = match self.complete_map(ino, &mut state) {
+                Ok(map) => map,
+                // Its task stays in the records; what cannot be read does not hold up what can.
+                Err(Error::Corrupt(place)) => {
+                    self.report(&format!("space is not given back: {}", place));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let mut changes = MapChanges::default();
             match task {
                 Task::Reclaim => map.clear(&mut changes),

@@ -168,7 +168,9 @@ impl Writer<'_> {
             return false;
         }
         self.sync_if_due(ending);
-        let state = signals.state.lock();
+        let more = !self.vault.chores.lock().is_empty();
+        let mut state = signals.state.lock();
+        state.work |= more;
         !ending || state.work
     }
 
@@ -196,6 +198,8 @@ impl Writer<'_> {
         let vault = self.vault;
         let tx = vault.records.begin();
         tx.freeze(|batch| {
+            // Work on extents goes on from batch to batch until none is left.
+            batch.touched |= !vault.chores.lock().is_empty();
             if !batch.is_empty() {
                 let (next_org, next_grave) = vault.organizations.counters();
                 let record = VaultRecord { next_org, next_grave, batch: batch.number };
