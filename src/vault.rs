@@ -149,7 +149,7 @@ impl Vault {
         batch
     }
 
-    /// Work on extents for the writer thread, beside the record of it in the same transaction.
+    /// Work on extents that a mount finds unfinished, for the writer thread.
     fn chore(&self, ino: Ino, task: Task, epoch: u64) {
         self.chores.lock().push_back((ino, task, epoch));
     }

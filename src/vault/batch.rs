@@ -5,7 +5,7 @@
 
 use super::content::Content;
 use super::ids::{Ino, OrgNo};
-use super::row::{Row, RowAt};
+use super::row::{Row, RowAt, Task};
 use crate::store::{Key, Table};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct Batch {
     pub organizations: BTreeSet<OrgNo>,
     /// Contents with changes that belong to this batch.
     pub contents: BTreeMap<Ino, Arc<Content>>,
+    /// Work on extents that its transactions ask for.
+    pub chores: Vec<(Ino, Task, u64)>,
     /// Bytes of file data that it holds in memory.
     pub bytes: usize,
     /// Whether anything was answered in it, even if it came to nothing: somebody may wait for it.
@@ -35,6 +37,7 @@ impl Batch {
             fresh: HashSet::new(),
             organizations: BTreeSet::new(),
             contents: BTreeMap::new(),
+            chores: Vec::new(),
             bytes: 0,
             touched: false,
         }

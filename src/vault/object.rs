@@ -132,7 +132,7 @@ impl Vault {
             return Ok(());
         }
         tx.put((content, Task::Prune), Pending { epoch });
-        self.chore(content, Task::Prune, epoch);
+        tx.chore(content, Task::Prune, epoch);
         Ok(())
     }
 
@@ -156,7 +156,7 @@ impl Vault {
             tx.delete::<ContentRecord>(content);
             tx.delete::<Pending>((content, Task::Prune));
             tx.put((content, Task::Reclaim), Pending { epoch: 0 });
-            self.chore(content, Task::Reclaim, 0);
+            tx.chore(content, Task::Reclaim, 0);
             self.signals.scrub();
         }
         Ok(())

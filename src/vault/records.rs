@@ -8,7 +8,7 @@ use super::batch::{Batch, Rows as PendingRows};
 use super::content::Content;
 use super::error::{Error, Place, Result};
 use super::ids::{Ino, OrgNo};
-use super::row::{Record, Row, RowAt};
+use super::row::{Record, Row, RowAt, Task};
 use crate::crypto::{NameKey, RecordKey, RecordPlace};
 use crate::store::{Change, Key, Rows, Table};
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -160,6 +160,7 @@ impl Records {
             fresh: Vec::new(),
             organizations: Vec::new(),
             contents: Vec::new(),
+            chores: Vec::new(),
             bytes: 0,
         }
     }
@@ -214,6 +215,12 @@ impl Records {
         &self.loading[self.hasher.hash_one(at) as usize % self.loading.len()]
     }
 
+    /// The row changed in the frozen batch: what is in the cache is older.
+    pub(super) fn forget(&self, at: &RowAt) {
+        let _loading = self.stripe(at).lock();
+        self.cache.remove(at);
+    }
+
     pub(super) fn remember(&self, at: RowAt, row: Decoded) {
         let _loading = self.stripe(&at).lock();
         self.cache.insert(at, row);
@@ -234,6 +241,7 @@ pub struct Tx<'a> {
     fresh: Vec<RowAt>,
     organizations: Vec<OrgNo>,
     contents: Vec<Arc<Content>>,
+    chores: Vec<(Ino, Task, u64)>,
     bytes: usize,
 }
 
@@ -281,6 +289,12 @@ impl<'a> Tx<'a> {
         self.bytes += bytes;
     }
 
+    /// Work on a content's extents for the writer thread, beside the record of it. It is done with the batch that
+    /// this transaction is in: earlier, a crash could leave a record of what is gone.
+    pub fn chore(&mut self, content: Ino, task: Task, epoch: u64) {
+        self.chores.push((content, task, epoch));
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -291,9 +305,12 @@ impl<'a> Tx<'a> {
             let mut pending = self.records.pending.write();
             let current = &mut pending.current;
             current.touched = true;
-            current.fresh.extend(self.fresh);
+            // A name that this batch removed and makes again is in the store all the same.
+            let fresh = self.fresh.into_iter().filter(|at| !current.rows.contains_key(at));
+            current.fresh.extend(fresh);
             current.organizations.extend(self.organizations);
             current.contents.extend(self.contents.into_iter().map(|content| (content.ino, content)));
+            current.chores.extend(self.chores);
             current.bytes += self.bytes;
             for (at, row) in &self.rows {
                 current.put(*at, row.clone());

@@ -258,12 +258,18 @@ impl Vault {
 
     /// Adds rows to the frozen batch.
     fn add_rows(&self, rows: Vec<(RowAt, Option<Arc<dyn Row>>)>) {
-        let mut pending = self.records.pending.write();
-        let batch = pending.frozen.as_mut().expect("the writer froze it");
-        for (at, row) in rows {
-            // Not `put`: these rows are not known to be new.
-            batch.rows.insert(at, row);
+        let places: Vec<RowAt> = rows.iter().map(|(at, _)| *at).collect();
+        {
+            let mut pending = self.records.pending.write();
+            let batch = pending.frozen.as_mut().expect("the writer froze it");
+            for (at, row) in rows {
+                // Not `put`: these rows are not known to be new.
+                batch.rows.insert(at, row);
+            }
         }
+        // Once the batch is stored, an older row in the cache would be taken for the truth: a segment's former
+        // end, for one, past which the next mount cuts off.
+        places.iter().for_each(|at| self.records.forget(at));
     }
 
     /// Writes what the value takes in the store into the pending attributes of its inode.
@@ -292,6 +298,11 @@ impl Vault {
 
     /// Background work on extents, a bounded part in each batch.
     fn do_chores(&self, stored: &mut Stored) -> Result<()> {
+        let asked = {
+            let mut pending = self.records.pending.write();
+            std::mem::take(&mut pending.frozen.as_mut().expect("the writer froze it").chores)
+        };
+        self.chores.lock().extend(asked);
         let mut rows_left = CHORES;
         while rows_left > 0 {
             let Some((ino, task, epoch)) = self.chores.lock().pop_front() else { break };

@@ -1,0 +1,1 @@
+//! What the generated operations found once, each as small as it could be made.
