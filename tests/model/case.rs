@@ -80,7 +80,10 @@ impl Case {
         if done != meant {
             return Err(format!("the vault answered {done:?}, the reference {meant:?}"));
         }
-        let synced = matches!(op, Op::Sync | Op::Fsync { .. } | Op::Put { .. } | Op::Purge { .. } | Op::Restore { .. } | Op::Remount);
+        let synced = matches!(
+            op,
+            Op::Sync | Op::Fsync { .. } | Op::Put { .. } | Op::Purge { .. } | Op::Restore { .. } | Op::Remount
+        );
         if synced && done.is_ok() {
             self.since_sync = vec![self.reference.clone()];
         }

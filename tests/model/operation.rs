@@ -5,7 +5,9 @@ use vaultfs::vault::RenameMode;
 
 pub const ORGANIZATIONS: [&str; 2] = ["alpha", "beta"];
 pub const SLOTS: usize = 3;
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// Few, so that operations meet: the first two are mostly files, the others mostly folders.
+const FILES: [&str; 4] = ["a", "b", "a", "d"];
+const FOLDERS: [&str; 4] = ["d", "e", "d", "a"];
 
 /// A name in an organization, or in a folder of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,39 +28,123 @@ pub enum Expect {
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { slot: usize, path: Path },
-    Open { slot: usize, path: Path, truncate: bool, append: bool },
-    Write { slot: usize, at: usize, len: usize, fill: u8 },
-    Punch { slot: usize, at: usize, len: usize },
-    Zero { slot: usize, at: usize, len: usize },
-    Allocate { slot: usize, at: usize, len: usize },
-    Resize { slot: usize, size: usize },
-    Truncate { path: Path, size: usize },
-    Flush { slot: usize },
-    Close { slot: usize },
-    Fsync { slot: usize },
+    Create {
+        slot: usize,
+        path: Path,
+    },
+    Open {
+        slot: usize,
+        path: Path,
+        truncate: bool,
+        append: bool,
+    },
+    Write {
+        slot: usize,
+        at: usize,
+        len: usize,
+        fill: u8,
+    },
+    Punch {
+        slot: usize,
+        at: usize,
+        len: usize,
+    },
+    Zero {
+        slot: usize,
+        at: usize,
+        len: usize,
+    },
+    Allocate {
+        slot: usize,
+        at: usize,
+        len: usize,
+    },
+    Resize {
+        slot: usize,
+        size: usize,
+    },
+    Truncate {
+        path: Path,
+        size: usize,
+    },
+    Flush {
+        slot: usize,
+    },
+    Close {
+        slot: usize,
+    },
+    Fsync {
+        slot: usize,
+    },
     /// Create or truncate, write, close.
-    Save { path: Path, len: usize, fill: u8 },
-    Rename { from: Path, to: Path, mode: RenameMode },
-    Link { from: Path, to: Path },
-    Unlink { path: Path },
-    MakeFolder { path: Path },
-    RemoveFolder { path: Path },
-    Symlink { path: Path, target: &'static str },
-    Mode { path: Path, mode: u32 },
-    SetAttribute { path: Path, name: &'static str, value: u8 },
-    RemoveAttribute { path: Path, name: &'static str },
-    Guard { path: Path, expect: Expect },
-    Put { path: Path, len: usize, fill: u8, expect: Expect },
+    Save {
+        path: Path,
+        len: usize,
+        fill: u8,
+    },
+    Rename {
+        from: Path,
+        to: Path,
+        mode: RenameMode,
+    },
+    Link {
+        from: Path,
+        to: Path,
+    },
+    Unlink {
+        path: Path,
+    },
+    MakeFolder {
+        path: Path,
+    },
+    RemoveFolder {
+        path: Path,
+    },
+    Symlink {
+        path: Path,
+        target: &'static str,
+    },
+    Mode {
+        path: Path,
+        mode: u32,
+    },
+    SetAttribute {
+        path: Path,
+        name: &'static str,
+        value: u8,
+    },
+    RemoveAttribute {
+        path: Path,
+        name: &'static str,
+    },
+    Guard {
+        path: Path,
+        expect: Expect,
+    },
+    Put {
+        path: Path,
+        len: usize,
+        fill: u8,
+        expect: Expect,
+    },
     /// Of the tombstones in the order of their listing.
-    Restore { organization: usize, index: usize, to: Option<Path> },
-    Purge { organization: usize, index: usize },
+    Restore {
+        organization: usize,
+        index: usize,
+        to: Option<Path>,
+    },
+    Purge {
+        organization: usize,
+        index: usize,
+    },
     Sync,
     /// Every handle closed, the vault closed and opened again.
     Remount,
     /// After so many more changes of the disk nothing reaches it any more; some operations later the vault is
     /// opened again from what is there.
-    Kill { changes: usize },
+    Kill {
+        changes: usize,
+    },
 }
 
 /// What the bytes of one write look like: no two fills and no two positions alike, so that a misplaced byte shows.
@@ -67,14 +153,29 @@ pub fn bytes(fill: u8, len: usize) -> Vec<u8> {
 }
 
 fn path() -> impl Strategy<Value = Path> {
-    let name = || proptest::sample::select(&NAMES[..]);
+    let file = || proptest::sample::select(&FILES[..]);
+    let folder = || proptest::sample::select(&FOLDERS[..]);
     let parts = prop_oneof![
-        3 => name().prop_map(|a| vec![a]),
-        2 => (name(), name()).prop_map(|(a, b)| vec![a, b]),
-        1 => (name(), name(), name()).prop_map(|(a, b, c)| vec![a, b, c]),
+        12 => file().prop_map(|a| vec![a]),
+        4 => (folder(), file()).prop_map(|(a, b)| vec![a, b]),
+        1 => (folder(), folder(), file()).prop_map(|(a, b, c)| vec![a, b, c]),
     ];
-    (prop_oneof![6 => Just(0usize), 1 => Just(1usize)], parts)
+    (prop_oneof![12 => Just(0usize), 1 => Just(1usize)], parts)
         .prop_map(|(organization, parts)| Path { organization, parts })
+}
+
+fn folder() -> impl Strategy<Value = Path> {
+    let folder = || proptest::sample::select(&FOLDERS[..]);
+    let parts = prop_oneof![
+        2 => folder().prop_map(|a| vec![a]),
+        1 => (folder(), folder()).prop_map(|(a, b)| vec![a, b]),
+    ];
+    (prop_oneof![12 => Just(0usize), 1 => Just(1usize)], parts)
+        .prop_map(|(organization, parts)| Path { organization, parts })
+}
+
+fn place() -> impl Strategy<Value = Path> {
+    prop_oneof![5 => path(), 1 => folder()]
 }
 
 fn slot() -> impl Strategy<Value = usize> {
@@ -100,8 +201,12 @@ fn expect() -> impl Strategy<Value = Expect> {
 pub fn operation() -> impl Strategy<Value = Op> {
     let files = prop_oneof![
         (slot(), path()).prop_map(|(slot, path)| Op::Create { slot, path }),
-        (slot(), path(), any::<bool>(), any::<bool>())
-            .prop_map(|(slot, path, truncate, append)| Op::Open { slot, path, truncate, append }),
+        (slot(), path(), any::<bool>(), any::<bool>()).prop_map(|(slot, path, truncate, append)| Op::Open {
+            slot,
+            path,
+            truncate,
+            append
+        }),
         (slot(), at(), len(), any::<u8>()).prop_map(|(slot, at, len, fill)| Op::Write { slot, at, len, fill }),
         (slot(), at(), len(), any::<u8>()).prop_map(|(slot, at, len, fill)| Op::Write { slot, at, len, fill }),
         (slot(), at(), len()).prop_map(|(slot, at, len)| Op::Punch { slot, at, len }),
@@ -119,14 +224,15 @@ pub fn operation() -> impl Strategy<Value = Op> {
         1 => Just(RenameMode::NoReplace),
         1 => Just(RenameMode::Exchange),
     ];
-    let rename = (path(), path(), mode).prop_map(|(from, to, mode)| Op::Rename { from, to, mode });
+    let rename = (place(), place(), mode).prop_map(|(from, to, mode)| Op::Rename { from, to, mode });
     let names = prop_oneof![
         (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
         path().prop_map(|path| Op::Unlink { path }),
         path().prop_map(|path| Op::Unlink { path }),
         path().prop_map(|path| Op::Unlink { path }),
-        path().prop_map(|path| Op::MakeFolder { path }),
-        path().prop_map(|path| Op::RemoveFolder { path }),
+        folder().prop_map(|path| Op::MakeFolder { path }),
+        folder().prop_map(|path| Op::MakeFolder { path }),
+        folder().prop_map(|path| Op::RemoveFolder { path }),
         path().prop_map(|path| Op::Symlink { path, target: "some/where" }),
     ];
     let name = || proptest::sample::select(&["user.x", "user.y"][..]);
@@ -137,8 +243,12 @@ pub fn operation() -> impl Strategy<Value = Op> {
     ];
     let versions = prop_oneof![
         (path(), expect()).prop_map(|(path, expect)| Op::Guard { path, expect }),
-        (path(), len(), any::<u8>(), expect())
-            .prop_map(|(path, len, fill, expect)| Op::Put { path, len, fill, expect }),
+        (path(), len(), any::<u8>(), expect()).prop_map(|(path, len, fill, expect)| Op::Put {
+            path,
+            len,
+            fill,
+            expect
+        }),
     ];
     let graves = prop_oneof![
         2 => (0..2usize, 0..4usize, proptest::option::of(path()))
@@ -155,5 +265,5 @@ pub fn operation() -> impl Strategy<Value = Op> {
 
 /// The generator's own copy of a name.
 pub fn known_name(name: &str) -> &'static str {
-    NAMES.iter().copied().find(|known| *known == name).expect("all names come from the generator")
+    FILES.iter().chain(&FOLDERS).copied().find(|known| *known == name).expect("all names come from the generator")
 }

@@ -187,9 +187,10 @@ impl Reference {
                     return Ok(());
                 };
                 let lost = guard.owner == *id
-                    && self.objects.get(id).is_some_and(|o| {
-                        o.versions.last().is_some_and(|v| o.node != node.0 || v.id != guard)
-                    });
+                    && self
+                        .objects
+                        .get(id)
+                        .is_some_and(|o| o.versions.last().is_some_and(|v| o.node != node.0 || v.id != guard));
                 if lost { Err(libc::ESTALE) } else { Ok(()) }
             }
             Op::Save { path, len, fill } => self.save(path, &bytes(*fill, *len)),
@@ -720,8 +721,8 @@ impl Reference {
             return Ok(());
         }
         let known = self.objects.get(&object);
-        let held = !self.nodes[&id].data.is_empty()
-            || known.is_some_and(|o| o.versions.iter().any(|v| !v.data.is_empty()));
+        let held =
+            !self.nodes[&id].data.is_empty() || known.is_some_and(|o| o.versions.iter().any(|v| !v.data.is_empty()));
         if held {
             // Deleting is not a commit that could lose.
             self.node(id).guard = None;
@@ -857,7 +858,8 @@ impl Reference {
         let Kind::Folder { entries, .. } = &self.nodes[&folder].kind else { panic!("not a folder") };
         for (name, id) in entries {
             let (path, node) = (format!("{path}/{name}"), &self.nodes[id]);
-            let attributes: Vec<String> = node.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let attributes: Vec<String> =
+                node.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let mut facts = vec![
                 ("inode", Fact::Named(format!("n{id}"))),
                 ("links", Fact::number(node.links as usize)),

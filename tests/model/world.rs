@@ -84,13 +84,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         copy_tree(&template.join("state"), &state);
-        let mut world = World {
-            state,
-            vault: None,
-            disk: Arc::default(),
-            slots: [None; SLOTS],
-            _directory: directory,
-        };
+        let mut world = World { state, vault: None, disk: Arc::default(), slots: [None; SLOTS], _directory: directory };
         world.open();
         world
     }
