@@ -246,6 +246,11 @@ impl Vault {
             ),
         };
         let Some(version) = version else { return Ok(()) };
+        self.read_value(version, &mut |_, part| out(part).map_err(|_| Error::Invalid("the reader went away")))
+    }
+
+    /// Gives a committed value in parts, each with its offset.
+    pub(super) fn read_value(&self, version: &Version, out: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         self.settle()?;
         let content = self.contents.get(version.content);
         let mut offset = 0;
@@ -257,7 +262,7 @@ impl Vault {
                 let pieces = self.pieces_of(version)?;
                 self.read_version(&content, version, &pieces, offset, &mut part)?;
             }
-            out(&part).map_err(|_| Error::Invalid("the reader went away"))?;
+            out(offset, &part)?;
             offset += part.len() as u64;
         }
         Ok(())
@@ -316,7 +321,7 @@ impl Vault {
     }
 
     /// A new open file that has no name yet; after a crash it is gone.
-    fn make_nameless(&self, caller: &Caller, folder: Ino, name: &[u8]) -> Result<(Ino, Handle)> {
+    pub(super) fn make_nameless(&self, caller: &Caller, folder: Ino, name: &[u8]) -> Result<(Ino, Handle)> {
         let mut tx = self.records.begin();
         self.folder(&tx, folder)?;
         let ino = self.next_ino(&mut tx, folder.organization())?;
@@ -474,11 +479,11 @@ impl Vault {
         let organization = self.living(org)?;
         let full = [organization.id.to_string().as_bytes(), b"/", path].concat();
         let (folder, name) = self.walk(caller, &full, true)?;
+        let node = self.records.get::<Node>(grave.ino)?.ok_or(Error::NotFound)?;
+        let id = node.object().ok_or(Error::NotFound)?;
         self.restore_grave(caller, org, number, (folder, &name))?;
         self.name_changed(folder, &name);
         self.sync()?;
-        let node = self.records.get::<Node>(grave.ino)?.ok_or(Error::NotFound)?;
-        let id = node.object().ok_or(Error::NotFound)?;
         self.describe(id).map(Restored::Object)
     }
 

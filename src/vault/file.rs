@@ -46,7 +46,14 @@ pub struct Handles(Mutex<Table>);
 pub struct Table {
     last: u64,
     files: HashMap<Handle, Arc<OpenFile>>,
-    open: HashMap<Ino, usize>,
+    open: HashMap<Ino, Opens>,
+}
+
+/// How often an inode is open, and whether one of the opens made it.
+#[derive(Default)]
+struct Opens {
+    count: usize,
+    created: bool,
 }
 
 impl Table {
@@ -56,7 +63,8 @@ impl Table {
 
     pub fn add(&mut self, file: OpenFile) -> Handle {
         self.last += 1;
-        *self.open.entry(file.ino).or_default() += 1;
+        let opens = self.open.entry(file.ino).or_default();
+        (opens.count, opens.created) = (opens.count + 1, opens.created || file.created);
         self.files.insert(Handle(self.last), Arc::new(file));
         Handle(self.last)
     }
@@ -247,26 +255,24 @@ impl Vault {
     /// The last reference to an open file is gone.
     pub fn release(&self, handle: Handle) -> Result<()> {
         let file = self.handles.find(handle)?;
-        let last = {
+        let created = {
             let mut handles = self.handles.lock();
             handles.files.remove(&handle);
-            let count = handles.open.get_mut(&file.ino).expect("every handle is counted");
-            *count -= 1;
-            let last = *count == 0;
-            if last {
-                handles.open.remove(&file.ino);
+            let opens = handles.open.get_mut(&file.ino).expect("every handle is counted");
+            opens.count -= 1;
+            let (last, created) = (opens.count == 0, opens.created);
+            if !last {
+                return Ok(());
             }
-            last
+            handles.open.remove(&file.ino);
+            created
         };
-        if !last {
-            return Ok(());
-        }
         let mut tx = self.records.begin();
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
         if node.links > 0 || node.grave.is_some() {
-            if node.changed || file.created {
+            if node.changed || created {
                 // What a mapping wrote after the last close. A lost version check was reported there.
-                let committed = self.commit_version(&mut tx, &Caller::owner(&node), file.ino, file.created);
+                let committed = self.commit_version(&mut tx, &Caller::owner(&node), file.ino, created);
                 if committed.is_ok() {
                     self.finish(tx);
                 }

@@ -5,9 +5,9 @@ use super::file::Table as OpenFiles;
 use super::ids::{Ino, ObjectId, OrgNo};
 use super::organization::Organization;
 use super::records::Tx;
-use super::row::{Attributes, Buried, Entry, Kind, Node, Object, Tombstone};
+use super::row::{Attributes, Buried, ContentRecord, Entry, Kind, Node, Object, Pending, Task, Tombstone};
 use super::time::Time;
-use super::{Attr, AuditEvent, Caller, RenameMode, Vault};
+use super::{Attr, AuditEvent, Caller, Handle, RenameMode, Vault};
 use crate::store::Key;
 use std::sync::Arc;
 
@@ -34,7 +34,8 @@ impl Vault {
         (ino, mut node): (Ino, Node),
         (folder, name): (Ino, &[u8]),
     ) -> Result<()> {
-        (node.links, node.ctime) = (0, Time::now());
+        // Deleting is no commit that a version check could refuse.
+        (node.links, node.guard, node.ctime) = (0, None, Time::now());
         tx.put(ino, node);
         // The value at the moment of deletion is a version, also if its writer has not closed yet.
         self.commit_version(tx, caller, ino, true)?;
@@ -157,6 +158,36 @@ impl Vault {
     pub(super) fn restore_grave(&self, caller: &Caller, org: OrgNo, number: u64, to: (Ino, &[u8])) -> Result<()> {
         self.check_writable_folder(to.0)?;
         self.enter(to.0, caller.patience)?;
+        let buried = self.records.get::<Tombstone>((org, number))?.ok_or(Error::NotFound)?.ino;
+        let copy = self.copy_history(caller, buried, to)?;
+        let restored = self.restore_as(caller, org, number, to, copy.map(|(ino, _)| ino));
+        if let Some((_, handle)) = copy {
+            // Without a name it ends here.
+            self.release(handle)?;
+        }
+        restored
+    }
+
+    /// The value of a replaced file's history is in the content of the file that went on: a restored one needs
+    /// a copy of its own. A file without a name, until the restoring transaction gives it one.
+    fn copy_history(&self, caller: &Caller, buried: Ino, to: (Ino, &[u8])) -> Result<Option<(Ino, Handle)>> {
+        let node = self.records.get::<Node>(buried)?.ok_or(Error::NotFound)?;
+        let id = node.object().ok_or(Error::Invalid("a tombstone holds an object"))?;
+        let object = self.records.get::<Object>((buried.organization(), id))?.ok_or(Error::NotFound)?;
+        let Some(value) = object.current().filter(|v| v.content != buried) else { return Ok(None) };
+        let (ino, handle) = self.make_nameless(caller, to.0, to.1)?;
+        let copied = self.read_value(value, &mut |at, part| self.write(caller, handle, at, part));
+        match copied {
+            Ok(()) => Ok(Some((ino, handle))),
+            Err(error) => {
+                self.release(handle)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// `copy`: the inode that takes the buried one's place.
+    fn restore_as(&self, caller: &Caller, org: OrgNo, number: u64, to: (Ino, &[u8]), copy: Option<Ino>) -> Result<()> {
         let mut tx = self.records.begin();
         let grave = tx.need::<Tombstone>((org, number))?;
         let hash = self.check_name(to.0, to.1)?;
@@ -169,9 +200,14 @@ impl Vault {
         let id = node.object().ok_or(Error::Invalid("a tombstone holds an object"))?;
         tx.delete::<Tombstone>((org, number));
         self.forget_grave(&mut tx, org, number, &grave)?;
-        tx.put((to.0, hash), Entry { name: to.1.to_vec(), ino: grave.ino, kind: libc::S_IFREG });
+        let ino = copy.unwrap_or(grave.ino);
+        tx.put((to.0, hash), Entry { name: to.1.to_vec(), ino, kind: libc::S_IFREG });
         let kind = Kind::File { object: id, parent: to.0, name: to.1.to_vec() };
-        tx.put(grave.ino, Node { kind, links: 1, grave: None, ctime: now, ..(*node).clone() });
+        let restored = Node { kind, links: 1, grave: None, ctime: now, ..(*node).clone() };
+        match copy {
+            None => tx.put(ino, restored),
+            Some(copy) => self.move_history(&mut tx, id, grave.ino, copy, restored)?,
+        }
         self.touch_folder(&mut tx, to.0, 0, now)?;
         let size = node.size;
         self.count(&mut tx, org, move |record| {
@@ -182,6 +218,26 @@ impl Vault {
         self.audit_object(&mut tx, caller, "object.restored", org, id);
         self.finish(tx);
         Ok(())
+    }
+
+    /// The history's last version is from now on in the content of the file that holds its copy.
+    fn move_history(&self, tx: &mut Tx, id: ObjectId, buried: Ino, copy: Ino, node: Node) -> Result<()> {
+        let org = copy.organization();
+        let held = tx.need::<Node>(copy)?;
+        let mut object = (*tx.need::<Object>((org, id))?).clone();
+        let last = object.versions.last_mut().ok_or(Error::NotFound)?;
+        let source = std::mem::replace(&mut last.content, copy);
+        (last.epoch, object.ino) = (held.epoch, copy);
+        tx.put(copy, Node { epoch: held.epoch + 1, changed: false, stored: held.stored, ..node });
+        tx.delete::<Pending>((copy, Task::Orphan));
+        tx.delete::<Pending>((copy, Task::Commit));
+        tx.delete::<Node>(buried);
+        if let Some(record) = tx.get::<ContentRecord>(copy)? {
+            tx.put(copy, ContentRecord { owners: vec![id], ..(*record).clone() });
+        }
+        let named = object.versions.iter().any(|v| v.content == source);
+        tx.put((org, id), object);
+        if named { Ok(()) } else { self.disown(tx, source, id) }
     }
 
     /// Tells the audit log of it, once it is so.

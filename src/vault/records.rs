@@ -312,7 +312,9 @@ impl<'a> Tx<'a> {
             let mut pending = self.records.pending.write();
             let current = &mut pending.current;
             current.touched = true;
-            current.fresh.extend(self.fresh);
+            // A name that this batch removed and makes again is in the store all the same.
+            let fresh = self.fresh.into_iter().filter(|at| !current.rows.contains_key(at));
+            current.fresh.extend(fresh);
             current.organizations.extend(self.organizations);
             current.contents.extend(self.contents.into_iter().map(|content| (content.ino, content)));
             current.bytes += self.bytes;
