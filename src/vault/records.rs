@@ -267,7 +267,9 @@ impl<'a> Tx<'a> {
 
     /// Puts a record at a place that holds none: if it goes again before its batch is stored, the store never hears of it.
     pub fn put_new<R: Record>(&mut self, id: R::Id, row: R) {
-        self.fresh.push(R::at(id));
+        if !self.rows.contains_key(&R::at(id)) {
+            self.fresh.push(R::at(id));
+        }
         self.put(id, row);
     }
 
@@ -312,7 +314,9 @@ impl<'a> Tx<'a> {
             let mut pending = self.records.pending.write();
             let current = &mut pending.current;
             current.touched = true;
-            current.fresh.extend(self.fresh);
+            // What this batch deletes and makes again the store may well know: the deletion must reach it.
+            let rows = &current.rows;
+            current.fresh.extend(self.fresh.into_iter().filter(|at| !rows.contains_key(at)));
             current.organizations.extend(self.organizations);
             current.contents.extend(self.contents.into_iter().map(|content| (content.ino, content)));
             current.bytes += self.bytes;
