@@ -4,7 +4,6 @@ use crate::kernel::{attribute, set_attribute, vault_says};
 use crate::vault::Vault;
 use std::fs::{self, File};
 use std::io::Read;
-use std::time::Duration;
 
 fn value(vault: &Vault, object: &str, version: &str) -> String {
     vault.command(&["object", "get", object, "--version", version]).good().text()
@@ -47,34 +46,6 @@ fn a_replacing_file_with_a_history_leaves_that_as_a_tombstone() {
     assert_eq!(fs::read(a.join("f")).unwrap(), b"second");
     assert_eq!(value(&vault, "a/f", "1"), "target");
     vault.command(&["fsck"]).good();
-}
-
-#[test]
-fn after_kill_9_a_save_is_the_old_value_or_the_new() {
-    let vault = Vault::up();
-    let a = vault.org("a");
-    fs::write(a.join("f"), "0".repeat(5000)).unwrap();
-    File::open(a.join("f")).unwrap().sync_all().unwrap();
-    for round in 0..3 {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for n in 1.. {
-                    let saved = fs::write(a.join("new"), n.to_string().repeat(5000))
-                        .and_then(|()| fs::rename(a.join("new"), a.join("f")));
-                    if saved.is_err() {
-                        return;
-                    }
-                }
-            });
-            std::thread::sleep(Duration::from_millis(300 + 150 * round));
-            vault.kill();
-        });
-        vault.mount(&[]);
-        let value = fs::read_to_string(a.join("f")).unwrap();
-        let repeated = &value[..value.len() / 5000];
-        assert!(!value.is_empty() && repeated.repeat(5000) == value, "neither old nor new: {} bytes", value.len());
-        vault.command(&["fsck"]).good();
-    }
 }
 
 #[test]
