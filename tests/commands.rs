@@ -207,8 +207,8 @@ fn what_does_not_authenticate_ends_with_6() {
     vault.command(&["org", "create", "acme"]).good();
     vault.command_with(&["object", "put", "acme/f"], &[7; 500_000]).good();
     vault.command_with(&["object", "put", "acme/g"], b"untouched").good();
-    vault.command(&["fsck"]).good();
     vault.umount();
+    vault.command(&["fsck"]).good();
     let segment =
         Done::of(std::process::Command::new("find").arg(vault.state()).args(["-size", "+300k", "-type", "f"]), b"");
     for path in segment.good().text().lines().filter(|path| !path.contains(".db") && !path.contains("sqlite")) {

@@ -267,7 +267,9 @@ impl<'a> Tx<'a> {
 
     /// Puts a record at a place that holds none: if it goes again before its batch is stored, the store never hears of it.
     pub fn put_new<R: Record>(&mut self, id: R::Id, row: R) {
-        self.fresh.push(R::at(id));
+        if !self.rows.contains_key(&R::at(id)) {
+            self.fresh.push(R::at(id));
+        }
         self.put(id, row);
     }
 

@@ -106,3 +106,31 @@ fn after_kill_9_every_synced_file_is_whole() {
     }
     assert!(synced.len() > 20, "only {} files", synced.len());
 }
+
+#[test]
+fn after_kill_9_a_save_is_the_old_value_or_the_new() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), "0".repeat(5000)).unwrap();
+    File::open(a.join("f")).unwrap().sync_all().unwrap();
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 1.. {
+                    let saved = fs::write(a.join("new"), n.to_string().repeat(5000))
+                        .and_then(|()| fs::rename(a.join("new"), a.join("f")));
+                    if saved.is_err() {
+                        return;
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(300 + 150 * round));
+            vault.kill();
+        });
+        vault.mount(&[]);
+        let value = fs::read_to_string(a.join("f")).unwrap();
+        let repeated = &value[..value.len() / 5000];
+        assert!(!value.is_empty() && repeated.repeat(5000) == value, "neither old nor new: {} bytes", value.len());
+        vault.command(&["fsck"]).good();
+    }
+}

@@ -125,7 +125,7 @@ fn a_big_directory_is_listed_whole_while_it_changes() {
         if n % 3 == 0 && n < 3000 {
             File::create(a.join(format!("new{n}"))).unwrap();
         }
-        if n % 7 == 0 && n >= 21 && n < 3000 {
+        if n % 7 == 0 && (21..3000).contains(&n) {
             let _ = fs::remove_file(a.join(format!("new{}", n - 21)));
         }
         assert!(n < 10_000, "a listing without an end");
