@@ -236,3 +236,13 @@ fn others_than_the_owner_are_denied_with_7() {
     command.args(["org", "list"]).uid(65534).gid(65534);
     Done::of(&mut command, b"").refused(7);
 }
+
+#[test]
+fn fsck_of_a_mounted_vault_finds_nothing_right_after_a_put() {
+    let vault = Vault::up();
+    vault.command(&["org", "create", "acme"]).good();
+    for n in 0..10 {
+        vault.command_with(&["object", "put", &format!("acme/{n}")], &[7; 500_000]).good();
+        vault.command(&["fsck"]).good();
+    }
+}

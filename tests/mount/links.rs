@@ -136,3 +136,18 @@ fn a_big_directory_is_listed_whole_while_it_changes() {
     run("sh", &[&"-c", &"rm -r \"$0\"/*", &a]);
     assert_eq!(fs::read_dir(&a).unwrap().count(), 0);
 }
+
+#[test]
+fn an_open_file_survives_the_purge_of_its_tombstone() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), vec![b'x'; 100_000]).unwrap();
+    let mut file = File::open(a.join("f")).unwrap();
+    fs::remove_file(a.join("f")).unwrap();
+    fs::remove_file(vault.tombstone("a")).unwrap();
+    let mut value = Vec::new();
+    file.read_to_end(&mut value).unwrap();
+    assert!(value.len() == 100_000 && value.iter().all(|b| *b == b'x'));
+    drop(file);
+    vault.command(&["fsck"]).good();
+}

@@ -2,8 +2,7 @@
 
 use crate::kernel::{attribute, set_attribute, vault_says};
 use crate::vault::Vault;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 
 fn value(vault: &Vault, object: &str, version: &str) -> String {
     vault.command(&["object", "get", object, "--version", version]).good().text()
@@ -46,29 +45,4 @@ fn a_replacing_file_with_a_history_leaves_that_as_a_tombstone() {
     assert_eq!(fs::read(a.join("f")).unwrap(), b"second");
     assert_eq!(value(&vault, "a/f", "1"), "target");
     vault.command(&["fsck"]).good();
-}
-
-#[test]
-fn an_open_file_survives_the_purge_of_its_tombstone() {
-    let vault = Vault::up();
-    let a = vault.org("a");
-    fs::write(a.join("f"), vec![b'x'; 100_000]).unwrap();
-    let mut file = File::open(a.join("f")).unwrap();
-    fs::remove_file(a.join("f")).unwrap();
-    fs::remove_file(vault.tombstone("a")).unwrap();
-    let mut value = Vec::new();
-    file.read_to_end(&mut value).unwrap();
-    assert!(value.len() == 100_000 && value.iter().all(|b| *b == b'x'));
-    drop(file);
-    vault.command(&["fsck"]).good();
-}
-
-#[test]
-fn fsck_of_a_mounted_vault_finds_nothing_right_after_a_put() {
-    let vault = Vault::up();
-    vault.command(&["org", "create", "acme"]).good();
-    for n in 0..10 {
-        vault.command_with(&["object", "put", &format!("acme/{n}")], &[7; 500_000]).good();
-        vault.command(&["fsck"]).good();
-    }
 }
