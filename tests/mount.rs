@@ -14,8 +14,6 @@ mod files;
 mod lasting;
 #[path = "mount/links.rs"]
 mod links;
-#[path = "mount/open.rs"]
-mod open;
 #[path = "mount/opening.rs"]
 mod opening;
 #[path = "mount/organizations.rs"]

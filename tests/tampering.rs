@@ -369,3 +369,44 @@ fn a_wrong_pin_a_missing_module_and_another_token_are_named() {
         assert!(open(&sample.copy()).is_ok(), "nothing of that did harm");
     });
 }
+
+#[test]
+fn a_damaged_extent_stops_nothing_but_its_object() {
+    token::isolated("a_damaged_extent_stops_nothing_but_its_object", |token| {
+        let sample = Sample::new(token);
+        let state = sample.copy();
+        let database = Connection::open(state.join("records.db")).unwrap();
+        let broken = "SELECT k FROM extent WHERE length(v) < 2000 ORDER BY k LIMIT 1";
+        database.execute(&format!("UPDATE extent SET v = x'00' WHERE k = ({broken})"), ()).unwrap();
+        drop(database);
+        let vault = open(&state).unwrap();
+        let caller = Caller::daemon();
+        let mut refused = 0;
+        for name in ["alpha/small", "alpha/folder/large", "alpha/folder/other"] {
+            let id = vault.find_object(name.as_bytes()).unwrap();
+            if version(&vault, id, 1).is_ok() {
+                continue;
+            }
+            let (folder, name) = name.rsplit_once('/').unwrap();
+            let mut ino = Ino::ROOT;
+            for part in folder.split('/').chain([name]) {
+                ino = vault.lookup(&caller, ino, part.as_bytes()).unwrap().ino;
+            }
+            let access = Access { read: true, write: true, ..Access::default() };
+            let handle = vault.open_file(&caller, ino, access).unwrap();
+            assert_eq!(vault.write(&caller, handle, 0, b"new").unwrap_err().errno(), libc::EIO);
+            vault.release(handle).unwrap();
+            vault.delete_object(&caller, id, None).unwrap();
+            vault.purge(&caller, id.to_string().as_bytes()).unwrap();
+            refused += 1;
+        }
+        assert_eq!(refused, 1);
+        vault.put_object(&caller, b"alpha/folder/new", None, &mut &b"written"[..]).unwrap();
+        assert_eq!(vault.status().writing, "ok");
+        vault.close().unwrap();
+        let vault = open(&state).unwrap();
+        let new = vault.find_object(b"alpha/folder/new").unwrap();
+        assert_eq!(version(&vault, new, 1).unwrap(), b"written");
+        vault.close().unwrap();
+    });
+}

@@ -340,7 +340,9 @@ impl Vault {
         let id = node.object().ok_or(Error::NotPermitted("a version check stands on an object"))?;
         if let Some(object) = tx.get::<Object>((ino.organization(), id))? {
             let current = object.current().map_or(VersionId(0), |v| v.id);
-            let about_itself = expected.belongs_to(id) || object.versions.len() > 1;
+            // An id that no object has cannot be about one that this file will replace, unless the file is new.
+            let about_another = self.owner_of(ino.organization(), expected)?.is_some_and(|owner| owner != id);
+            let about_itself = !about_another && (expected.belongs_to(id) || object.versions.len() > 1);
             if about_itself && current != expected {
                 return Err(Error::VersionLost { expected, current });
             }

@@ -248,3 +248,26 @@ fn keep_versions_drops_the_oldest() {
     assert_eq!(["3", "4", "5"].map(|n| value(&vault, "a/f", n)), ["3", "4", "5"]);
     vault.command(&["object", "get", "a/f", "--version", "2"]).refused(3);
 }
+
+#[test]
+fn a_replacing_file_with_a_history_leaves_that_as_a_tombstone() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), "target").unwrap();
+    fs::write(a.join("g"), "first").unwrap();
+    fs::write(a.join("g"), "second").unwrap();
+    let (target, other) = (vault_says(a.join("f"), "id"), vault_says(a.join("g"), "id"));
+    fs::rename(a.join("g"), a.join("f")).unwrap();
+    assert_eq!(vault_says(a.join("f"), "id"), target);
+    assert_eq!(fs::read(a.join("f")).unwrap(), b"second");
+    let grave = vault.tombstone("a");
+    assert_eq!(vault_says(&grave, "id"), other);
+    fs::rename(&grave, a.join("back")).unwrap();
+    assert_eq!(vault_says(a.join("back"), "id"), other);
+    assert_eq!(fs::read(a.join("back")).unwrap(), b"second");
+    assert_eq!(value(&vault, "a/back", "1"), "first");
+    vault.remount();
+    assert_eq!(fs::read(a.join("f")).unwrap(), b"second");
+    assert_eq!(value(&vault, "a/f", "1"), "target");
+    vault.command(&["fsck"]).good();
+}
