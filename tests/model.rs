@@ -5,6 +5,8 @@
 
 #[path = "model/case.rs"]
 mod case;
+#[path = "model/crash.rs"]
+mod crash;
 #[path = "model/found.rs"]
 mod found;
 #[path = "model/operation.rs"]

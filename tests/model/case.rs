@@ -106,7 +106,7 @@ impl Case {
         self.doomed = None;
         self.world.kill();
         let found = self.world.view(true);
-        let mut last = None;
+        let mut differences = Vec::new();
         for candidate in self.since_sync.iter().rev() {
             let mut state = candidate.clone();
             state.crash();
@@ -119,10 +119,12 @@ impl Case {
                     self.since_sync = vec![self.reference.clone()];
                     return Ok(());
                 }
-                Err(difference) => drop(last.get_or_insert(difference)),
+                Err(difference) => differences.push(difference),
             }
         }
-        let difference = last.unwrap_or_default();
-        Err(format!("after a kill none of {} states is there; the last: {difference}", self.since_sync.len()))
+        Err(format!(
+            "after a kill none of the states since the last sync is there; newest first:\n{}",
+            differences.join("\n")
+        ))
     }
 }

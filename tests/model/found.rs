@@ -89,3 +89,9 @@ fn a_kept_version_in_a_segment_outlives_a_pruned_one() {
     let ops = [save(4097, 0), save(4097, 0), save(1, 0), save(3790, 247)];
     holds("a_kept_version_in_a_segment_outlives_a_pruned_one", &ops);
 }
+
+#[test]
+fn deleting_one_path_again_and_again_does_not_hang() {
+    let ops: Vec<Op> = (0..4).flat_map(|fill| [save("a", fill), unlink("a")]).collect();
+    holds("deleting_one_path_again_and_again_does_not_hang", &ops);
+}

@@ -263,7 +263,8 @@ impl Reference {
                 let Kind::File(id) = self.nodes[&node].kind else { return Err(libc::EPERM) };
                 let Some(expected) = self.expected(expect) else { return Err(libc::EINVAL) };
                 if let Some(object) = self.objects.get(&id) {
-                    let itself = expected.owner == id || object.versions.len() > 1;
+                    let another = expected.owner != id && self.beside(node, expected.owner);
+                    let itself = !another && (expected.owner == id || object.versions.len() > 1);
                     if itself && object.versions.last().map(|v| v.id) != Some(expected) {
                         return Err(libc::ESTALE);
                     }
@@ -298,16 +299,23 @@ impl Reference {
         let mut state = self.clone();
         let mut states = Vec::new();
         let (organization, folders) = match op {
-            Op::Save { path, .. } => {
-                match state.at(path) {
-                    Ok(node) => {
-                        let node = state.node(node);
-                        node.changed |= !node.data.is_empty();
-                        node.data = Rc::default();
-                    }
-                    Err(_) => drop(state.make_file(path)),
-                }
-                return vec![state];
+            Op::Save { path, len, fill } => {
+                let node = match state.at(path) {
+                    Ok(node) => node,
+                    Err(_) => match state.make_file(path) {
+                        Ok(made) => made,
+                        Err(_) => return states,
+                    },
+                };
+                // Truncated; then written and not closed, which makes a version of its own after a crash.
+                let file = state.node(node);
+                file.changed |= !file.data.is_empty();
+                file.data = Rc::default();
+                states.push(state.clone());
+                let file = state.node(node);
+                (file.data, file.changed) = (Rc::new(bytes(*fill, *len)), true);
+                states.push(state);
+                return states;
             }
             Op::Put { path, .. } => (path.organization, path.parts.clone()),
             Op::Restore { organization, index, to } => {
@@ -418,6 +426,12 @@ impl Reference {
         let id = self.symbol();
         self.nodes.insert(id, node);
         id
+    }
+
+    /// Whether an object is in the organization of a file.
+    fn beside(&self, file: NodeId, object: ObjectId) -> bool {
+        let home = self.objects.get(&object).and_then(|object| self.nodes.get(&object.node));
+        home.is_some_and(|home| home.organization == self.nodes[&file].organization)
     }
 
     fn make_file(&mut self, path: &Path) -> Result<NodeId, i32> {

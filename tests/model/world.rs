@@ -40,7 +40,7 @@ pub struct World {
     vault: Option<Arc<Vault>>,
     pub disk: Arc<MortalDisk>,
     slots: [Option<(Handle, Ino)>; SLOTS],
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 pub fn options() -> Options {
@@ -84,9 +84,22 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         copy_tree(&template.join("state"), &state);
-        let mut world = World { state, vault: None, disk: Arc::default(), slots: [None; SLOTS], _directory: directory };
+        let mut world =
+            World { state, vault: None, disk: Arc::default(), slots: [None; SLOTS], _directory: Some(directory) };
         world.open();
         world
+    }
+
+    /// A vault in `state` whose every change passes `disk`; opened once.
+    pub fn on(state: &FilePath, disk: Arc<dyn Disk>) -> Self {
+        let vault = Vault::open_on(state, options(), disk).unwrap();
+        World {
+            state: state.to_owned(),
+            vault: Some(vault),
+            disk: Arc::default(),
+            slots: [None; SLOTS],
+            _directory: None,
+        }
     }
 
     fn open(&mut self) {
