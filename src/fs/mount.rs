@@ -110,7 +110,6 @@ impl Mounted {
         let (changes, changed) = mpsc::channel();
         let transport = Transport {
             dispatch: Dispatch::new(vault.clone())?,
-            changes: changes.clone(),
             writeback: options.writeback,
             _end: EndOnDrop(end.clone()),
         };

@@ -8,17 +8,17 @@ use crate::fs::lifetime::changes_untold;
 use crate::fs::mount::EndOnDrop;
 use crate::fs::replies::{Attribute, Reply};
 use crate::fs::{listing, names, negotiation, translate};
-use crate::vault::{Caller, Changed, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
+use crate::vault::{Caller, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 /// What one `copy_file_range` copies before it returns, so that no FUSE loop is away for long; callers ask for the rest.
@@ -27,7 +27,6 @@ const COPY_AT_MOST: u64 = 4 << 20;
 pub struct Transport {
     /// First, so that what its pools still do is done before the end of the mount is told.
     pub dispatch: Dispatch,
-    pub changes: Sender<Changed>,
     pub writeback: bool,
     pub _end: EndOnDrop,
 }
@@ -217,21 +216,24 @@ impl Filesystem for Transport {
     }
 
     /// The kernel's way to learn that directories need no handle and may be remembered; it never asks again.
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    /// The kernel may keep a directory's listing, for it is told of changes; except where it is not. (Without an answer
+    /// to OPENDIR it would keep every listing.)
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let kept = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), if changes_untold(Ino(ino.0)) { FopenFlags::empty() } else { kept });
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let (directory, forget) = (Ino(ino.0), self.forgetting(Ino(ino.0)));
+        let directory = Ino(ino.0);
         self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
-            listing::names(vault, caller, directory, offset, reply).map(&forget)
+            listing::names(vault, caller, directory, offset, reply).map(drop)
         });
     }
 
     fn readdirplus(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let (directory, forget) = (Ino(ino.0), self.forgetting(Ino(ino.0)));
+        let directory = Ino(ino.0);
         self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
-            listing::entries(vault, caller, directory, offset, reply).map(&forget)
+            listing::entries(vault, caller, directory, offset, reply).map(drop)
         });
     }
 
@@ -328,19 +330,6 @@ impl Transport {
     /// For an operation that borrows nothing from its request.
     fn ask<R: Reply<T>, T>(&self, req: &Request, reply: R, op: impl Fn(&Vault, &Caller) -> Result<T> + Send + 'static) {
         self.dispatch.answer(caller(req, 0), &[], reply, move |vault, caller, _| op(vault, caller));
-    }
-
-    /// What to do with the number of entries that a listing gave. The kernel remembers every listing that it has seen to
-    /// the end, and asks whether the directory has changed only where a path leads to it. One that changes without the
-    /// kernel being told must be forgotten: once its end, which has no entries, is reached.
-    fn forgetting(&self, directory: Ino) -> impl Fn(usize) + Send + 'static {
-        let changes = changes_untold(directory).then(|| self.changes.clone());
-        move |entries| {
-            if let (0, Some(changes)) = (entries, &changes) {
-                // Nobody listens only after the end of the mount.
-                let _ = changes.send(Changed::Inode { ino: directory, data: true });
-            }
-        }
     }
 }
 
