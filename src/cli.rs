@@ -21,7 +21,6 @@ use clap::{Args, Parser, Subcommand};
 use exit::Failure;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// A vault as a directory: organizations, encrypted objects, keys in a PKCS#11 token.
 #[derive(Parser)]
@@ -69,16 +68,16 @@ enum Command {
 }
 
 /// The whole program: from its arguments to its exit code.
-pub fn run(arguments: Vec<OsString>) -> ExitCode {
+pub fn run(arguments: Vec<OsString>) -> u8 {
     let done = match helper::mount_arguments(&arguments) {
         Some(request) => request.unwrap_or_else(|wrong| wrong.exit()).run(),
         None => dispatch(Cli::parse_from(arguments)),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             eprintln!("vaultfs: {failure}");
-            ExitCode::from(failure.exit())
+            failure.exit()
         }
     }
 }

@@ -126,7 +126,7 @@ impl Vault {
             return Err(Error::NotPermitted("a vault's root takes no attributes"));
         }
         self.enter(ino, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let mut node = (*tx.need::<Node>(ino)?).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));

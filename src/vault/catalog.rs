@@ -322,7 +322,7 @@ impl Vault {
 
     /// A new open file that has no name yet; after a crash it is gone.
     pub(super) fn make_nameless(&self, caller: &Caller, folder: Ino, name: &[u8]) -> Result<(Ino, Handle)> {
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         self.folder(&tx, folder)?;
         let ino = self.next_ino(&mut tx, folder.organization())?;
         let kind = Kind::File { object: ObjectId::fresh(), parent: folder, name: name.to_vec() };
@@ -341,7 +341,7 @@ impl Vault {
     fn install(&self, caller: &Caller, ino: Ino, at: (Ino, &[u8]), if_version: Option<&str>) -> Result<ObjectId> {
         let expected = self.expected_version(at.0, at.1, if_version)?;
         let org = ino.organization();
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         self.folder(&tx, at.0)?;
         let hash = self.check_name(at.0, at.1)?;
         let standing = tx.get::<Entry>((at.0, hash))?;

@@ -92,7 +92,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
         content.is_new();
@@ -160,7 +160,7 @@ impl Vault {
         self.check_space(data.len() as u64)?;
         let mut state = file.content.state.write();
         self.complete_map(file.ino, &mut state)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let offset = if file.access.append { node.size } else { offset };
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX).ok_or(Error::TooBig)?;
@@ -243,7 +243,7 @@ impl Vault {
     }
 
     fn commit_open(&self, caller: &Caller, file: &OpenFile) -> Result<Option<u64>> {
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(None) };
         if node.links == 0 && node.grave.is_none() && node.guard.is_none() {
             return Ok(None);
@@ -267,7 +267,7 @@ impl Vault {
             handles.open.remove(&file.ino);
             created
         };
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
         if node.links > 0 || node.grave.is_some() {
             if node.changed || created {
@@ -350,7 +350,7 @@ impl Vault {
         if let Some(size) = set.size {
             self.set_size(caller, ino, size, set.handle)?;
         }
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let mut node = (*tx.need::<Node>(ino)?).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
@@ -381,7 +381,7 @@ impl Vault {
         let content = self.contents.get(ino);
         let mut state = content.state.write();
         self.complete_map(ino, &mut state)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let node = tx.need::<Node>(ino)?;
         match node.object() {
             None if node.kind.is_directory() => return Err(Error::IsADirectory),
@@ -430,7 +430,7 @@ impl Vault {
         }
         let mut state = file.content.state.write();
         self.complete_map(file.ino, &mut state)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let size = match mode {
             Allocate::Extend | Allocate::ZeroRange => node.size.max(end),

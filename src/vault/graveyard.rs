@@ -137,7 +137,7 @@ impl Vault {
     /// Ends a tombstone: its wrapped key is destroyed, then its bytes.
     pub(super) fn purge_grave(&self, caller: &Caller, org: OrgNo, number: u64) -> Result<()> {
         self.enter(Ino::graveyard_of(org), caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let open = self.handles.lock();
         let grave = self.purge_in(&mut tx, &open, caller, org, number)?.ok_or(Error::NotFound)?;
         self.forget_grave(&mut tx, org, number, &grave)?;
@@ -188,7 +188,7 @@ impl Vault {
 
     /// `copy`: the inode that takes the buried one's place.
     fn restore_as(&self, caller: &Caller, org: OrgNo, number: u64, to: (Ino, &[u8]), copy: Option<Ino>) -> Result<()> {
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let grave = tx.need::<Tombstone>((org, number))?;
         let hash = self.check_name(to.0, to.1)?;
         self.folder(&tx, to.0)?;

@@ -335,7 +335,7 @@ impl Vault {
     /// `user.vault.version_check`: the next commit is valid only on top of this version.
     pub(super) fn set_guard(&self, caller: &Caller, ino: Ino, expected: VersionId) -> Result<()> {
         self.enter(ino, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let mut node = (*tx.need::<Node>(ino)?).clone();
         let id = node.object().ok_or(Error::NotPermitted("a version check stands on an object"))?;
         if let Some(object) = tx.get::<Object>((ino.organization(), id))? {

@@ -178,7 +178,7 @@ impl Vault {
                 deleted: false,
             }),
         });
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let hash = self.records.name_hash(Ino::ROOT, name.as_bytes())?;
         if tx.get::<Entry>((Ino::ROOT, hash))?.is_some() {
             drop(tx);
@@ -220,7 +220,7 @@ impl Vault {
     /// `mv /vault/A /vault/B`: a new label; id, keys and objects stay.
     pub(super) fn relabel_organization(&self, caller: &Caller, from: &[u8], to: &[u8]) -> Result<()> {
         let name = check_name(to)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let (old, new) = (self.records.name_hash(Ino::ROOT, from)?, self.records.name_hash(Ino::ROOT, to)?);
         let entry = tx.need::<Entry>((Ino::ROOT, old))?;
         if old == new {
@@ -253,7 +253,7 @@ impl Vault {
         let entry = self.find_entry(Ino::ROOT, name)?.ok_or(Error::NotFound)?;
         self.enter(entry.ino, caller.patience)?;
         let organization = self.living(entry.ino.organization())?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let hash = self.records.name_hash(Ino::ROOT, name)?;
         tx.need::<Entry>((Ino::ROOT, hash))?;
         if !self.is_empty(entry.ino)? {
@@ -286,7 +286,7 @@ impl Vault {
     /// `mv /vault/.tombstones/ORG~… /vault/NAME`
     pub(super) fn restore_organization(&self, caller: &Caller, number: u64, to: &[u8]) -> Result<()> {
         let name = check_name(to)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let grave = tx.need::<Tombstone>((OrgNo::VAULT, number))?;
         let hash = self.records.name_hash(Ino::ROOT, to)?;
         if tx.get::<Entry>((Ino::ROOT, hash))?.is_some() {
@@ -332,7 +332,7 @@ impl Vault {
         }
         self.keyring.forget_organization(organization.no.0);
         let no = organization.no;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         tx.delete::<Tombstone>((OrgNo::VAULT, number));
         tx.delete::<Node>(grave.ino);
         tx.delete::<OrgRecord>(no);
@@ -355,7 +355,7 @@ impl Vault {
     fn remove_remains(&self, no: OrgNo) -> Result<()> {
         let by_number = (Key::from(&no.0.to_be_bytes()[..]), Key::from(&(no.0 + 1).to_be_bytes()[..]));
         let by_inode = |no| Key::from(&Ino::new(OrgNo(no), 0).0.to_be_bytes()[..]);
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         for table in [Table::Segment, Table::Freed, Table::Buried, Table::Pending] {
             let (from, to) = if table == Table::Pending { (by_inode(no.0), by_inode(no.0 + 1)) } else { by_number };
             for (key, _) in self.records.store.scan(table, &from, &to, usize::MAX)? {

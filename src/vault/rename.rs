@@ -27,7 +27,7 @@ impl Vault {
             return Err(Error::OtherOrganization);
         }
         self.enter(from.0, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let keys = ((from.0, self.check_name(from.0, from.1)?), (to.0, self.check_name(to.0, to.1)?));
         let source = tx.need::<Entry>(keys.0)?;
         self.folder(&tx, to.0)?;

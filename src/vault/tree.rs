@@ -115,7 +115,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, what)?;
         self.finish(tx);
         Ok(Attr::of(ino, &node))
@@ -182,7 +182,7 @@ impl Vault {
             return Err(Error::OtherOrganization);
         }
         self.enter(parent, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let hash = self.check_name(parent, name)?;
         self.folder(&tx, parent)?;
         if tx.get::<Entry>((parent, hash))?.is_some() {
@@ -216,7 +216,7 @@ impl Vault {
             return Err(self.root_refusal(name)?);
         }
         self.enter(parent, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let hash = self.check_name(parent, name)?;
         let entry = tx.need::<Entry>((parent, hash))?;
         if entry.kind == libc::S_IFDIR {
@@ -282,7 +282,7 @@ impl Vault {
             return self.bury_organization(caller, name);
         }
         self.enter(parent, caller.patience)?;
-        let mut tx = self.records.begin();
+        let mut tx = self.begin()?;
         let hash = self.check_name(parent, name)?;
         let entry = tx.need::<Entry>((parent, hash))?;
         if entry.kind != libc::S_IFDIR {
