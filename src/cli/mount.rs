@@ -72,7 +72,7 @@ pub fn mount(state: &Path, point: &Path, options: Options, foreground: bool) -> 
     match detach(pin).map_err(|e| Failure::io("cannot start the daemon", e))? {
         Side::Command(daemon) => Ok(Some(daemon.for_mount()?)),
         // What went wrong before the mount answered the command has heard and says; later, the log.
-        Side::Daemon(report) => std::process::exit(daemon::run(plan, report).is_err().into()),
+        Side::Daemon(report) => daemon::process::end(daemon::run(plan, report).is_err().into()),
     }
 }
 

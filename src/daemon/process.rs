@@ -43,3 +43,12 @@ pub fn leave_terminal() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Ends the process at once. `exit` would run the destructors of the token's module while its worker threads may be
+/// inside it (seen with SoftHSM: a double free after `init` had succeeded).
+pub fn end(code: u8) -> ! {
+    // Whoever reads standard output is gone if this fails, and nobody is left to tell.
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    // SAFETY: ends the process and touches no memory of ours.
+    unsafe { libc::_exit(i32::from(code)) }
+}
