@@ -18,6 +18,8 @@ mod reference;
 mod token;
 #[path = "model/view.rs"]
 mod view;
+#[path = "model/volatile.rs"]
+mod volatile;
 #[path = "model/world.rs"]
 mod world;
 

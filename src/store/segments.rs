@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes in one segment file, at most; a single larger extent gets a segment of its own.
+/// How large a segment file becomes, unless asked otherwise, in bytes.
 pub const SEGMENT_LIMIT: u64 = 256 << 20;
 /// What extents are aligned to and punched in: a block of every file system this runs on.
 const ALIGNMENT: u64 = 4096;
@@ -51,12 +51,10 @@ struct Tail {
 }
 
 impl Segments {
-    /// Looks at nothing yet, but creates the directory `dir/segments` when it is missing.
-    pub fn open(dir: &Path, disk: Arc<dyn Disk>) -> Result<Segments> {
-        Segments::with_limit(dir, disk, SEGMENT_LIMIT)
-    }
-
-    fn with_limit(dir: &Path, disk: Arc<dyn Disk>, limit: u64) -> Result<Segments> {
+    /// Looks at nothing yet, but creates the directory `dir/segments` when it is missing. `limit`: bytes in one
+    /// segment file, at most ([`SEGMENT_LIMIT`], if nothing speaks for another one); a single larger extent gets a
+    /// segment of its own.
+    pub fn open(dir: &Path, disk: Arc<dyn Disk>, limit: u64) -> Result<Segments> {
         Ok(Segments { files: Files::open(dir.join("segments"), disk)?, tails: Mutex::default(), limit })
     }
 

@@ -92,7 +92,7 @@ impl Vault {
             state: state.to_owned(),
             owner: (options.owner_uid, options.owner_gid),
             show_hidden: options.show_hidden,
-            segments: Segments::open(state, disk)?,
+            segments: Segments::open(state, disk, settings.segment_size)?,
             contents: Contents::default(),
             handles: Default::default(),
             tunnels: Default::default(),

@@ -1,6 +1,8 @@
 //! Settings of a mount (`-o name=value`) and their defaults.
 
 use super::error::{Error, Result};
+use super::extents::UNIT;
+use crate::store::SEGMENT_LIMIT;
 use std::time::Duration;
 
 /// How a vault behaves while it is open.
@@ -22,6 +24,8 @@ pub struct Settings {
     pub key_cache_hard: Duration,
     /// Decoded records in memory.
     pub record_cache: usize,
+    /// Bytes in one segment file, a multiple of 4 KiB.
+    pub segment_size: u64,
     /// Names in the audit log, beside ids.
     pub audit_names: bool,
 }
@@ -41,6 +45,7 @@ impl Default for Settings {
             key_cache_soft: Duration::from_secs(5 * 60),
             key_cache_hard: Duration::from_secs(15 * 60),
             record_cache: 200_000,
+            segment_size: SEGMENT_LIMIT,
             audit_names: false,
         }
     }
@@ -70,6 +75,10 @@ impl Settings {
             "key_cache_soft" => self.key_cache_soft = duration()?,
             "key_cache_hard" => self.key_cache_hard = duration()?,
             "record_cache" => self.record_cache = number()?,
+            "segment_size" => {
+                let whole = parse_size(value).filter(|size| *size > 0 && size % UNIT == 0);
+                self.segment_size = whole.ok_or_else(|| wrong("a multiple of 4K, as in 64M, 1G"))?;
+            }
             "audit_names" => {
                 self.audit_names = match value {
                     "yes" => true,
@@ -81,6 +90,19 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {
@@ -111,6 +133,17 @@ mod tests {
         for text in ["", "s", "5x", "-1s", "1.5h"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("4096", 4096), ("64K", 64 << 10), ("3M", 3 << 20), ("1G", 1 << 30)] {
+            assert_eq!(parse_size(text), Some(bytes));
+        }
+        for text in ["", "K", "1k", "-1", "99999999999G"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+        assert!(Settings::default().set("segment_size", "5000").is_err());
     }
 
     #[test]

@@ -1,243 +1,255 @@
-//! What a kill and a power loss leave at every sync of a workload, made from the changes that passed the seam.
+//! What a kill and a loss of power leave of a generated workload: at every sync, and in between.
 //!
-//! A kill leaves all changes up to one of them; a power loss, of these, only what a later sync covers. From
-//! each such directory a vault is opened with the real token: what was fsynced is there, the rest is the state
-//! after one of the operations, and `fsck` finds nothing.
+//! From each such state directory a vault is opened with the real token: what was acknowledged as durable is there,
+//! the rest is the state after one of the operations, and `fsck` finds nothing. Now and then the power fails again
+//! while that vault opens.
+//!
+//! `VAULTFS_CRASH_SEEDS=A..B` asks for other workloads, `VAULTFS_CRASH_EVERYWHERE=1` for a stop at every change.
 
-use super::operation::{Op, Path as Name};
+use super::operation::{Expect, Op, Path as Name, SLOTS, operation};
 use super::reference::Reference;
+use super::template;
+use super::token::{self, Token};
 use super::view::{Bindings, compare};
+use super::volatile::{Change, Dice, Image, LOSSES, Loss, Platter, VolatileDisk};
 use super::world::{World, copy_tree, options, view_of};
-use super::{template, token};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::{fs, io};
-use vaultfs::store::{Disk, Op as Change};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use vaultfs::store::RealDisk;
 use vaultfs::vault::{RenameMode, Vault};
 
-/// One change, as it was announced; paths are relative to the state directory.
-#[derive(Clone)]
-enum Recorded {
-    Create(PathBuf),
-    CreateDirectory(PathBuf),
-    Write(PathBuf, u64, Vec<u8>),
-    Truncate(PathBuf, u64),
-    Punch(PathBuf, u64, u64),
-    Sync(PathBuf),
-    SyncDirectory(PathBuf),
-    Remove(PathBuf),
-}
+/// How many things a workload does.
+const STEPS: usize = 100;
+/// Stops of one workload that are not at a sync.
+const WRITES: usize = 200;
+/// One image in so many is lost again while a vault opens it.
+const AGAIN: usize = 8;
 
-#[derive(Default)]
-pub struct RecordingDisk {
-    state: PathBuf,
-    changes: Mutex<Vec<Recorded>>,
-}
-
-impl RecordingDisk {
-    fn len(&self) -> usize {
-        self.changes.lock().unwrap().len()
-    }
-}
-
-impl Disk for RecordingDisk {
-    fn before(&self, op: &Change<'_>) -> io::Result<()> {
-        let inside = |path: &Path| path.strip_prefix(&self.state).unwrap_or(path).to_owned();
-        let recorded = match op {
-            Change::Create { path } => Recorded::Create(inside(path)),
-            Change::CreateDirectory { path } => Recorded::CreateDirectory(inside(path)),
-            Change::Write { path, offset, parts } => Recorded::Write(inside(path), *offset, parts.concat()),
-            Change::Truncate { path, len } => Recorded::Truncate(inside(path), *len),
-            Change::Punch { path, offset, len } => Recorded::Punch(inside(path), *offset, *len),
-            Change::Sync { path } => Recorded::Sync(inside(path)),
-            Change::SyncDirectory { path } => Recorded::SyncDirectory(inside(path)),
-            Change::Remove { path } => Recorded::Remove(inside(path)),
-        };
-        self.changes.lock().unwrap().push(recorded);
-        Ok(())
-    }
-}
-
-/// Files by name, and directories.
-#[derive(Clone, Default)]
-struct Image {
-    files: BTreeMap<PathBuf, Vec<u8>>,
-    directories: BTreeSet<PathBuf>,
-}
-
-impl Image {
-    fn apply(&mut self, change: &Recorded) {
-        match change {
-            Recorded::Create(path) => drop(self.files.insert(path.clone(), Vec::new())),
-            Recorded::CreateDirectory(path) => drop(self.directories.insert(path.clone())),
-            Recorded::Write(path, offset, bytes) => {
-                let (file, at) = (self.files.entry(path.clone()).or_default(), *offset as usize);
-                file.resize(file.len().max(at + bytes.len()), 0);
-                file[at..at + bytes.len()].copy_from_slice(bytes);
-            }
-            Recorded::Truncate(path, len) => self.files.entry(path.clone()).or_default().resize(*len as usize, 0),
-            Recorded::Punch(path, offset, len) => {
-                let file = self.files.entry(path.clone()).or_default();
-                let end = file.len();
-                file[(*offset as usize).min(end)..((offset + len) as usize).min(end)].fill(0);
-            }
-            Recorded::Remove(path) => {
-                self.files.remove(path);
-                self.directories.remove(path);
-            }
-            Recorded::Sync(_) | Recorded::SyncDirectory(_) => {}
-        }
-    }
-
-    /// What a power loss leaves of these changes, none of the unsynced ones having reached the disk.
-    fn after_power_loss(&self, changes: &[Recorded]) -> Image {
-        let synced = |at: usize, change: &Recorded| {
-            let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
-            changes[at..].iter().any(|later| match (change, later) {
-                (Recorded::Create(path) | Recorded::CreateDirectory(path), Recorded::SyncDirectory(directory))
-                | (Recorded::Remove(path), Recorded::SyncDirectory(directory)) => parent(path) == *directory,
-                (
-                    Recorded::Write(path, ..) | Recorded::Truncate(path, _) | Recorded::Punch(path, ..),
-                    Recorded::Sync(file),
-                ) => path == file,
-                _ => false,
-            })
-        };
-        let mut image = self.clone();
-        let mut names: BTreeSet<PathBuf> = self.files.keys().cloned().collect();
-        for (at, change) in changes.iter().enumerate() {
-            if !synced(at, change) {
-                continue;
-            }
-            if let Recorded::Create(path) = change {
-                names.insert(path.clone());
-            }
-            image.apply(change);
-        }
-        // Bytes of a file whose name was not synced are nowhere.
-        image.files.retain(|path, _| names.contains(path));
-        image
-    }
-
-    fn write(&self, state: &Path) {
-        let _ = fs::remove_dir_all(state);
-        fs::create_dir_all(state).unwrap();
-        for directory in &self.directories {
-            fs::create_dir_all(state.join(directory)).unwrap();
-        }
-        for (path, bytes) in &self.files {
-            if state.join(path).parent().unwrap().exists() {
-                fs::write(state.join(path), bytes).unwrap();
-            }
-        }
-    }
-
-    fn read(state: &Path) -> Image {
-        let mut image = Image::default();
-        let mut left = vec![state.to_owned()];
-        while let Some(directory) = left.pop() {
-            for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()) {
-                let path = entry.path();
-                let inside = path.strip_prefix(state).unwrap().to_owned();
-                if path.is_dir() {
-                    image.directories.insert(inside);
-                    left.push(path);
-                } else {
-                    image.files.insert(inside, fs::read(path).unwrap());
-                }
-            }
-        }
-        image
-    }
-}
-
-/// Appends, overwrites, saves by rename, deletes, with an fsync now and then; inline and segment-sized values.
-fn workload() -> Vec<Op> {
+/// Operations as applications put them together, and single ones of every kind.
+fn steps() -> impl Strategy<Value = Vec<Op>> {
     let at = |path: &'static str| Name { organization: 0, parts: path.split('/').collect() };
-    let save = |path, len, fill| Op::Save { path: at(path), len, fill };
-    let rename = |from, to| Op::Rename { from: at(from), to: at(to), mode: RenameMode::Replace };
-    let write = |from, len, fill| Op::Write { slot: 0, at: from, len, fill };
-    let mut ops = vec![Op::MakeFolder { path: at("d") }, save("a", 100, 1), save("d/a", 20_000, 2), Op::Sync];
-    ops.push(Op::Open { slot: 0, path: at("d/a"), truncate: false, append: false });
-    for round in 0..3u8 {
-        let shift = usize::from(round);
-        ops.extend([write(20_000 + shift * 9000, 9000, 10 + round), write(shift * 300, 200, 20 + round)]);
-        ops.extend([Op::Fsync { slot: 0 }, save("b", 300, 30 + round), rename("b", "a"), Op::Flush { slot: 0 }]);
-        ops.extend([save("b", 30_000, 40 + round), rename("b", "d/b"), Op::Unlink { path: at("d/b") }]);
-        ops.push(Op::Punch { slot: 0, at: 4096, len: 5000 });
-        ops.extend([save("e", 5000, 50 + round), Op::Sync, Op::Truncate { path: at("e"), size: 10 }]);
-    }
-    ops.extend([
-        Op::Close { slot: 0 },
-        Op::Unlink { path: at("a") },
-        Op::Purge { organization: 0, index: 0 },
-        Op::Sync,
-    ]);
-    ops
-}
-
-#[test]
-fn a_kill_or_a_power_loss_at_every_sync_leaves_a_prefix_and_all_that_was_fsynced() {
-    let name = "crash::a_kill_or_a_power_loss_at_every_sync_leaves_a_prefix_and_all_that_was_fsynced";
-    token::isolated(name, |token| {
-        let template = template(token);
-        let directory = tempfile::tempdir().unwrap();
-        let state = directory.path().join("state");
-        copy_tree(&template.path().join("state"), &state);
-        let before = Image::read(&state);
-        let disk = Arc::new(RecordingDisk { state: state.clone(), changes: Mutex::default() });
-        let mut world = World::on(&state, disk.clone());
-        let mut reference = Reference::new();
-        // Each state, and how many changes there were when the operation that led to it began.
-        let mut states = vec![(0, reference.clone())];
-        // How many changes there were when a sync had returned, and the number of the state that it promised.
-        let mut promises = vec![(0, 0)];
-        for op in workload() {
-            let began = disk.len();
-            states.extend(reference.between(&op).into_iter().map(|state| (began, state)));
-            reference.apply(&op).unwrap();
-            states.push((began, reference.clone()));
-            world.apply(&op, None).unwrap();
-            if matches!(op, Op::Sync | Op::Fsync { .. } | Op::Purge { .. }) {
-                promises.push((disk.len(), states.len() - 1));
-            }
+    let file = move || proptest::sample::select(&["a", "b", "d/a", "d/b", "e/a"][..]).prop_map(at);
+    let len = || prop_oneof![3 => 1usize..300, 2 => 3000usize..6000, 3 => 4000usize..40_000];
+    let log = (file(), len(), any::<u8>(), 1usize..6).prop_map(|(path, len, fill, lines)| {
+        let mut ops = vec![Op::Open { slot: 2, path, truncate: false, append: true }];
+        for line in 0..lines {
+            ops.push(Op::Write { slot: 2, at: 0, len: len / (line + 1) + 1, fill: fill.wrapping_add(line as u8) });
+            ops.push(Op::Fsync { slot: 2 });
         }
-        let changes = disk.changes.lock().unwrap().clone();
-        world.kill();
-        drop(world);
-        let crashed = directory.path().join("crashed");
-        let mut tried = 0;
-        for end in 0..=changes.len() {
-            let at_sync = end > 0 && matches!(changes[end - 1], Recorded::Sync(_) | Recorded::SyncDirectory(_));
-            // One in sixteen of the others, the same ones each time.
-            let sampled = (end as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60 == 0;
-            let before_sync = changes.get(end).is_some_and(|c| matches!(c, Recorded::Sync(_)));
-            if !(at_sync || before_sync || sampled) {
-                continue;
-            }
-            let mut killed = before.clone();
-            changes[..end].iter().for_each(|change| killed.apply(change));
-            for (how, image) in [("kill", killed), ("power loss", before.after_power_loss(&changes[..end]))] {
-                image.write(&crashed);
-                let promised = promises.iter().rev().find(|(at, _)| *at <= end).expect("the first is at 0").1;
-                let possible: Vec<_> = states[promised..].iter().take_while(|(began, _)| *began <= end).collect();
-                check(&crashed, &possible).unwrap_or_else(|error| panic!("{how} after {end} changes: {error}"));
-                tried += 1;
-            }
-        }
-        assert!(tried > 50, "{tried}");
+        ops.push(Op::Close { slot: 2 });
+        ops
     });
+    let editor = (file(), len(), any::<u8>(), any::<bool>()).prop_map(move |(path, len, fill, synced)| {
+        let mut ops = vec![Op::Save { path: at("new"), len, fill }];
+        ops.extend(synced.then_some(Op::Sync));
+        ops.push(Op::Rename { from: at("new"), to: path, mode: RenameMode::Replace });
+        ops
+    });
+    // Many small changes, each synced: inline pieces until they are folded into a segment.
+    let database = (file(), any::<u8>(), 10usize..90).prop_map(|(path, fill, pages)| {
+        let mut ops = vec![Op::Open { slot: 1, path, truncate: false, append: false }];
+        for page in 0..pages {
+            let at = page * 7 % 40 * 512;
+            ops.push(Op::Write { slot: 1, at, len: 400, fill: fill.wrapping_add(page as u8) });
+            ops.extend((page % 8 == 0).then_some(Op::Fsync { slot: 1 }));
+        }
+        ops.extend([Op::Fsync { slot: 1 }, Op::Close { slot: 1 }]);
+        ops
+    });
+    let folders = Just(vec![Op::MakeFolder { path: at("d") }, Op::MakeFolder { path: at("e") }]);
+    let purge = (0..2usize).prop_map(|index| vec![Op::Purge { organization: 0, index }, Op::Sync]);
+    let one = operation().prop_map(|op| vec![op]);
+    prop_oneof![30 => one, 4 => log, 6 => editor, 1 => database, 2 => folders, 2 => purge]
 }
 
-fn check(state: &Path, possible: &[&(usize, Reference)]) -> Result<(), String> {
-    let vault = Vault::open(state, options()).map_err(|error| format!("it does not open: {error}"))?;
+fn workload(seed: u64) -> Vec<Op> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let steps = proptest::collection::vec(steps(), STEPS).new_tree(&mut runner).unwrap();
+    steps.current().into_iter().flatten().collect()
+}
+
+/// A state that may be found after a crash, while there are so many changes.
+struct State {
+    possible: Range<usize>,
+    reference: Reference,
+}
+
+/// A workload as it was done: what changed on the disk, and what may be there after which change.
+struct History {
+    changes: Vec<Change>,
+    states: Vec<State>,
+    /// How many changes there were when something durable was acknowledged, and the number of its state.
+    promises: Vec<(usize, usize)>,
+}
+
+impl History {
+    fn possible(&self, end: usize) -> Vec<&Reference> {
+        let promised = self.promises.iter().rev().find(|(at, _)| *at <= end).expect("the first is at 0").1;
+        let possible = self.states[promised..].iter().filter(|state| state.possible.contains(&end));
+        possible.map(|state| &state.reference).collect()
+    }
+}
+
+struct Doing {
+    world: World,
+    disk: Arc<VolatileDisk>,
+    reference: Reference,
+    history: History,
+}
+
+impl Doing {
+    fn on(state: &Path) -> Doing {
+        let disk = Arc::new(VolatileDisk::new(state));
+        let world = World::on(state, disk.clone());
+        let reference = Reference::new();
+        let states = vec![State { possible: 0..usize::MAX, reference: reference.clone() }];
+        Doing { world, disk, reference, history: History { changes: Vec::new(), states, promises: vec![(0, 0)] } }
+    }
+
+    fn ended(mut self) -> History {
+        self.world.kill();
+        self.history.changes = self.disk.changes();
+        self.history
+    }
+
+    fn state(&mut self, began: usize, reference: Reference) {
+        self.history.states.push(State { possible: began..usize::MAX, reference });
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Kill { .. } => self.kill(),
+            // They need the ids of versions, which `case.rs` knows.
+            Op::Guard { .. } => {}
+            Op::Put { path, len, fill, .. } => self.apply(&Op::Put { path, len, fill, expect: Expect::Anything }),
+            Op::Remount => {
+                (0..SLOTS).for_each(|slot| self.apply(&Op::Close { slot }));
+                self.apply(&Op::Remount);
+            }
+            op => self.apply(&op),
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let began = self.disk.len();
+        self.reference.between(op).into_iter().for_each(|between| self.state(began, between));
+        let meant = self.reference.apply(op);
+        self.state(began, self.reference.clone());
+        assert_eq!(self.world.apply(op, None), meant, "{op:?}");
+        let durable = matches!(
+            op,
+            Op::Sync | Op::Fsync { .. } | Op::Put { .. } | Op::Purge { .. } | Op::Restore { .. } | Op::Remount
+        );
+        if durable && meant.is_ok() {
+            self.history.promises.push((self.disk.len(), self.history.states.len() - 1));
+        }
+    }
+
+    /// The daemon dies, and what it left goes on, unsynced as it may be.
+    fn kill(&mut self) {
+        self.world.disk.stop_after(0);
+        let at = self.disk.len();
+        self.world.kill();
+        let found = view_of(self.world.vault(), true);
+        let promised = self.history.promises.last().expect("the first is always there").1;
+        let after = |state: &State| {
+            let mut reference = state.reference.clone();
+            reference.crash();
+            reference
+        };
+        let fits = |number: &usize| {
+            let meant = after(&self.history.states[*number]).view(true);
+            compare(&found, &meant, &mut Bindings::default()).is_ok()
+        };
+        let number = (promised..self.history.states.len()).rev().find(fits).expect("a state that was there");
+        for lost in &mut self.history.states[number + 1..] {
+            lost.possible.end = lost.possible.end.min(at + 1);
+        }
+        let mut reference = after(&self.history.states[number]);
+        reference.forget_nothing_of(&self.reference);
+        self.reference = reference.clone();
+        self.state(at, reference);
+    }
+}
+
+/// Opens what every stop leaves; how many there were.
+fn crash_everywhere(token: &Token, seed: u64, everywhere: bool) -> usize {
+    let template = template(token);
+    // In memory, where there is one: that disk is only played.
+    let memory = Path::new("/dev/shm");
+    let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    let state = directory.path().join("state");
+    copy_tree(&template.path().join("state"), &state);
+    let mut platter = Platter::of(&state);
+    let mut doing = Doing::on(&state);
+    workload(seed).into_iter().for_each(|op| doing.step(op));
+    let history = doing.ended();
+    let crashed = directory.path().join("crashed");
+    let mut dice = Dice::new(seed);
+    let mut tried = 0;
+    for end in 0..=history.changes.len() {
+        if end > 0 {
+            platter.apply(&history.changes[end - 1]);
+        }
+        let at_sync =
+            end > 0 && history.changes[end - 1].is_sync() || history.changes.get(end).is_some_and(Change::is_sync);
+        let sampled = everywhere || dice.between(1, history.changes.len()) <= WRITES;
+        if !(at_sync || sampled) {
+            continue;
+        }
+        let loss = LOSSES[dice.between(0, LOSSES.len() - 1)];
+        let mut images = vec![(Some(loss), platter.after_power_loss(loss, &mut dice))];
+        if at_sync || everywhere {
+            images.push((Some(Loss::All), platter.after_power_loss(Loss::All, &mut dice)));
+        }
+        if dice.between(1, 4) == 1 {
+            images.push((None, platter.after_kill()));
+        }
+        let possible = history.possible(end);
+        for (loss, image) in images {
+            let again = dice.between(1, AGAIN) == 1;
+            let checked = check(&image, &crashed, &possible, again.then_some(&mut dice));
+            checked.unwrap_or_else(|error| {
+                let how = loss.map_or("a kill".into(), |loss| format!("a loss of power, {loss:?}"));
+                panic!("seed {seed}, {how} after {end} changes: {error}\n{}", told(&history.changes[..end]))
+            });
+            tried += 1;
+        }
+    }
+    tried
+}
+
+/// Opens an image and looks at everything; with dice, the power fails while it is opened and it is opened again.
+fn check(image: &Image, state: &Path, possible: &[&Reference], again: Option<&mut Dice>) -> Result<(), String> {
+    image.write(state);
+    if let Some(dice) = again {
+        let mut platter = Platter::of(state);
+        let disk = Arc::new(VolatileDisk::new(state));
+        opened(state, disk.clone(), possible)?;
+        let changes = disk.changes();
+        changes[..dice.between(0, changes.len())].iter().for_each(|change| platter.apply(change));
+        let loss = LOSSES[dice.between(0, LOSSES.len() - 1)];
+        platter.after_power_loss(loss, dice).write(state);
+        return opened(state, Arc::new(RealDisk), possible).map_err(|error| format!("{loss:?} when opened: {error}"));
+    }
+    opened(state, Arc::new(RealDisk), possible)
+}
+
+fn opened(state: &Path, disk: Arc<dyn vaultfs::store::Disk>, possible: &[&Reference]) -> Result<(), String> {
+    let vault = Vault::open_on(state, options(), disk).map_err(|error| format!("it does not open: {error}"))?;
     let found = view_of(&vault, true);
     let mut difference = String::new();
-    let fits = possible.iter().rev().any(|(_, state)| {
-        let mut state = state.clone();
-        state.crash();
-        match compare(&found, &state.view(true), &mut Bindings::default()) {
+    let fits = possible.iter().rev().any(|reference| {
+        let mut reference = (*reference).clone();
+        reference.crash();
+        match compare(&found, &reference.view(true), &mut Bindings::default()) {
             Ok(()) => true,
             Err(message) => {
                 difference = message;
@@ -252,4 +264,29 @@ fn check(state: &Path, possible: &[&(usize, Reference)]) -> Result<(), String> {
         return Err(format!("none of {} states is there: {difference}", possible.len()));
     }
     if findings.is_empty() { Ok(()) } else { Err(format!("fsck: {findings:?}")) }
+}
+
+/// The last changes, without their bytes.
+fn told(changes: &[Change]) -> String {
+    let line = |change: &Change| match change {
+        Change::Write(path, offset, bytes) => format!("  write {} {offset}+{}", path.display(), bytes.len()),
+        other => format!("  {other:?}"),
+    };
+    changes[changes.len().saturating_sub(25)..].iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn after_a_kill_or_a_loss_of_power_there_is_a_prefix_and_all_that_was_acknowledged() {
+    let name = "crash::after_a_kill_or_a_loss_of_power_there_is_a_prefix_and_all_that_was_acknowledged";
+    token::isolated(name, |token| {
+        let everywhere = std::env::var_os("VAULTFS_CRASH_EVERYWHERE").is_some();
+        let seeds = std::env::var("VAULTFS_CRASH_SEEDS").unwrap_or_else(|_| "1..3".into());
+        let (from, to) = seeds.split_once("..").expect("A..B");
+        let seeds = from.parse::<u64>().expect("a number")..to.parse::<u64>().expect("a number");
+        for seed in seeds {
+            let tried = crash_everywhere(token, seed, everywhere);
+            assert!(tried > WRITES, "only {tried}");
+            println!("seed {seed}: {tried} crashes passed");
+        }
+    });
 }

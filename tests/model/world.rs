@@ -19,6 +19,7 @@ use vaultfs::vault::{
 pub struct MortalDisk {
     mortal: AtomicBool,
     left: AtomicI64,
+    beneath: Option<Arc<dyn Disk>>,
 }
 
 impl MortalDisk {
@@ -29,9 +30,13 @@ impl MortalDisk {
 }
 
 impl Disk for MortalDisk {
-    fn before(&self, _: &DiskOp<'_>) -> io::Result<()> {
+    fn before(&self, op: &DiskOp<'_>) -> io::Result<()> {
         let refused = self.mortal.load(Ordering::SeqCst) && self.left.fetch_sub(1, Ordering::SeqCst) <= 0;
-        if refused { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        match &self.beneath {
+            _ if refused => Err(io::Error::from_raw_os_error(libc::EIO)),
+            Some(disk) => disk.before(op),
+            None => Ok(()),
+        }
     }
 }
 
@@ -40,6 +45,7 @@ pub struct World {
     vault: Option<Arc<Vault>>,
     pub disk: Arc<MortalDisk>,
     slots: [Option<(Handle, Ino)>; SLOTS],
+    beneath: Option<Arc<dyn Disk>>,
     _directory: Option<TempDir>,
 }
 
@@ -49,6 +55,8 @@ pub fn options() -> Options {
         ("tombstones_per_name", TOMBSTONES_PER_NAME.to_string()),
         // Only what is asked for is synced, so that a kill finds much undone.
         ("commit_interval", "1h".to_owned()),
+        // So small that a few values fill one.
+        ("segment_size", "128K".to_owned()),
     ];
     Options { settings: settings.map(|(name, value)| (name.to_owned(), value)).into(), ..Options::default() }
 }
@@ -84,26 +92,23 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         copy_tree(&template.join("state"), &state);
-        let mut world =
-            World { state, vault: None, disk: Arc::default(), slots: [None; SLOTS], _directory: Some(directory) };
+        Self::opened(state, None, Some(directory))
+    }
+
+    /// A vault in `state` whose every change passes `disk`, until and unless it is killed.
+    pub fn on(state: &FilePath, disk: Arc<dyn Disk>) -> Self {
+        Self::opened(state.to_owned(), Some(disk), None)
+    }
+
+    fn opened(state: PathBuf, beneath: Option<Arc<dyn Disk>>, directory: Option<TempDir>) -> Self {
+        let slots = [None; SLOTS];
+        let mut world = World { state, vault: None, disk: Arc::default(), slots, beneath, _directory: directory };
         world.open();
         world
     }
 
-    /// A vault in `state` whose every change passes `disk`; opened once.
-    pub fn on(state: &FilePath, disk: Arc<dyn Disk>) -> Self {
-        let vault = Vault::open_on(state, options(), disk).unwrap();
-        World {
-            state: state.to_owned(),
-            vault: Some(vault),
-            disk: Arc::default(),
-            slots: [None; SLOTS],
-            _directory: None,
-        }
-    }
-
     fn open(&mut self) {
-        self.disk = Arc::default();
+        self.disk = Arc::new(MortalDisk { beneath: self.beneath.clone(), ..MortalDisk::default() });
         let vault = Vault::open_on(&self.state, options(), self.disk.clone()).unwrap();
         // A dead disk has its reports, and they are expected.
         vault.on_report(Box::new(|_| ()));

@@ -40,6 +40,8 @@ pub struct Files {
     disk: Arc<dyn Disk>,
     kept: Cache<Segment, Arc<File>>,
     unsynced: Mutex<Unsynced>,
+    /// Directories that are there, and so are their names: now, or after the next sync.
+    named: Mutex<BTreeSet<PathBuf>>,
     /// Held during a sync: a second one must not return before the first has done what it took over.
     syncing: Mutex<()>,
     sync_failed: AtomicBool,
@@ -59,6 +61,7 @@ impl Files {
             disk,
             kept: Cache::new(KEPT),
             unsynced: Mutex::default(),
+            named: Mutex::default(),
             syncing: Mutex::default(),
             sync_failed: AtomicBool::new(false),
         };
@@ -81,11 +84,11 @@ impl Files {
     }
 
     pub fn open_or_create(&self, segment: Segment) -> Result<Arc<File>> {
+        let (directory, path) = (self.directory(segment.org), self.path(segment));
+        self.create_directory(&directory)?;
         if let Some(file) = self.existing(segment)? {
             return Ok(file);
         }
-        let (directory, path) = (self.directory(segment.org), self.path(segment));
-        self.create_directory(&directory)?;
         self.ask("create", &Op::Create { path: &path }, &path)?;
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
@@ -143,6 +146,7 @@ impl Files {
     pub fn remove_directory(&self, org: u32) -> Result<()> {
         let path = self.directory(org);
         self.ask("remove", &Op::Remove { path: &path }, &path)?;
+        self.named.lock().remove(&path);
         self.unsynced.lock().directories.remove(&path);
         gone(fs::remove_dir(&path)).map_err(|error| StoreError::io("remove", &path, error))
     }
@@ -181,12 +185,16 @@ impl Files {
     }
 
     fn create_directory(&self, path: &Path) -> Result<()> {
-        if path.is_dir() {
+        if self.named.lock().contains(path) {
             return Ok(());
         }
-        self.ask("create", &Op::CreateDirectory { path }, path)?;
-        DirBuilder::new().mode(0o700).create(path).map_err(|error| StoreError::io("create", path, error))?;
-        self.unsynced.lock().directories.extend(path.parent().map(Path::to_owned));
+        if !path.is_dir() {
+            self.ask("create", &Op::CreateDirectory { path }, path)?;
+            DirBuilder::new().mode(0o700).create(path).map_err(|error| StoreError::io("create", path, error))?;
+        }
+        // What is there already, in it too, may have been made by a process that was killed before its sync.
+        self.unsynced.lock().directories.extend(path.parent().into_iter().chain([path]).map(Path::to_owned));
+        self.named.lock().insert(path.to_owned());
         Ok(())
     }
 

@@ -9,7 +9,7 @@ const ORG: u32 = 0xa;
 
 fn segments(limit: u64) -> (TempDir, Arc<RecordingDisk>, Segments) {
     let (dir, disk) = (tempdir().unwrap(), RecordingDisk::new());
-    let segments = Segments::with_limit(dir.path(), disk.clone(), limit).unwrap();
+    let segments = Segments::open(dir.path(), disk.clone(), limit).unwrap();
     disk.take();
     (dir, disk, segments)
 }
@@ -67,13 +67,13 @@ fn appends_go_on_where_the_records_end_and_never_over_what_is_there() {
     first.append(ORG, &[&[1; 4096]]).unwrap();
     let stray = first.append(ORG, &[&[2; 5000]]).unwrap();
     drop(first);
-    let segments = Segments::open(dir.path(), Arc::new(RealDisk)).unwrap();
+    let segments = Segments::open(dir.path(), Arc::new(RealDisk), SEGMENT_LIMIT).unwrap();
     segments.set_tail(ORG, 0, 4096);
     let next = segments.append(ORG, &[b"next"]).unwrap();
     assert_eq!(next.offset, 12288);
     assert_eq!(read(&segments, stray, 5000), [2; 5000]);
 
-    let segments = Segments::open(dir.path(), Arc::new(RealDisk)).unwrap();
+    let segments = Segments::open(dir.path(), Arc::new(RealDisk), SEGMENT_LIMIT).unwrap();
     segments.set_tail(ORG, 0, 4096);
     segments.trim(ORG, 0, 4096).unwrap();
     segments.trim(ORG, 0, 1 << 30).unwrap();
@@ -109,6 +109,22 @@ fn sync_reaches_every_file_and_new_directory_once() {
     disk.take();
     assert_eq!(segments.sync().unwrap(), 1);
     assert_eq!(disk.take(), ["sync 00000000"]);
+}
+
+#[test]
+fn names_that_a_killed_process_made_are_synced_with_the_first_append() {
+    let (dir, _disk, killed) = segments(SEGMENT_LIMIT);
+    killed.append(ORG, &[b"not synced"]).unwrap();
+    drop(killed);
+    let disk = RecordingDisk::new();
+    let segments = Segments::open(dir.path(), disk.clone(), SEGMENT_LIMIT).unwrap();
+    segments.append(ORG, &[b"x"]).unwrap();
+    segments.sync().unwrap();
+    let lines = disk.take();
+    let state = dir.path().file_name().unwrap().to_str().unwrap();
+    for directory in [state, "segments", "0000000a"] {
+        assert!(lines.contains(&format!("sync directory {directory}")), "{lines:?}");
+    }
 }
 
 #[test]
@@ -172,7 +188,7 @@ fn removed_segments_stay_removed_and_their_numbers_unused() {
 #[test]
 fn open_descriptors_are_bounded() {
     let dir = tempdir().unwrap();
-    let segments = Segments::open(dir.path(), Arc::new(RealDisk)).unwrap();
+    let segments = Segments::open(dir.path(), Arc::new(RealDisk), SEGMENT_LIMIT).unwrap();
     let places: Vec<_> = (0..300).map(|org| segments.append(org, &[&org.to_be_bytes()]).unwrap()).collect();
     for (org, place) in (0..300u32).zip(places) {
         let mut bytes = [0; 4];
