@@ -6,6 +6,8 @@ mod kernel;
 #[path = "support/vault.rs"]
 mod vault;
 
+#[path = "mount/acl.rs"]
+mod acl;
 #[path = "mount/attributes.rs"]
 mod attributes;
 #[path = "mount/files.rs"]

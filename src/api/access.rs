@@ -45,7 +45,8 @@ pub async fn only_owner(
     next: Next,
 ) -> Response {
     let uid = peer.uid.filter(|uid| *uid == 0 || *uid == api.owner);
-    let as_caller = |uid| Caller { uid, gid: peer.gid, pid: peer.pid, umask: 0o077, patience: Patience::Wait };
+    let as_caller =
+        |uid| Caller { uid, gid: peer.gid, pid: peer.pid, umask: 0o077, groups: Vec::new(), patience: Patience::Wait };
     match uid {
         Some(uid) => {
             request.extensions_mut().insert(as_caller(uid));

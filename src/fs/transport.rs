@@ -243,8 +243,11 @@ impl Filesystem for Transport {
 
     fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         let Some(how) = translate::set_xattr(flags) else { return reply.error(Errno::EINVAL) };
-        let name = name.as_bytes().to_vec();
-        self.dispatch.answer(caller(req, 0), value, reply, move |vault, caller, value| {
+        let (name, mut caller) = (name.as_bytes().to_vec(), caller(req, 0));
+        if name == b"system.posix_acl_access" && caller.uid != 0 {
+            caller.groups = groups_of(caller.pid);
+        }
+        self.dispatch.answer(caller, value, reply, move |vault, caller, value| {
             vault.set_xattr(caller, Ino(ino.0), &name, value, how)
         });
     }
@@ -334,5 +337,13 @@ impl Transport {
 }
 
 fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask, patience: Patience::Never }
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask, groups: Vec::new(), patience: Patience::Never }
+}
+
+/// The supplementary groups of the thread whose request is being answered: the request does not carry them. None where
+/// the thread is out of sight (of another pid namespace, whose threads have number 0 here).
+fn groups_of(thread: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    groups.split_whitespace().filter_map(|group| group.parse().ok()).collect()
 }

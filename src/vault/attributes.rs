@@ -6,6 +6,7 @@
 //! it has no second version. Anything else about `user.vault.*` is EPERM, and a folder's key context, which
 //! would seem to be accepted, EOPNOTSUPP.
 
+use super::acl::{self, is_acl};
 use super::error::{Error, Result};
 use super::ids::{Ino, OrgNo, VersionId};
 use super::row::{Attributes, ContentRecord, Kind, Node, Object};
@@ -18,8 +19,10 @@ use std::time::Duration;
 const PREFIX: &[u8] = b"user.vault.";
 const VERSION_CHECK: &str = "version_check";
 const VALUE_MAX: usize = 64 * 1024;
-/// All names and values of one file, as on ext4 with large attributes.
-const TOTAL_MAX: usize = 64 * 1024;
+/// All names and values of one file: several of the largest.
+const TOTAL_MAX: usize = 256 * 1024;
+/// All names of one file, which together with the vault's own must fit into the 64 KiB that listxattr(2) can give.
+const NAMES_MAX: usize = 56 * 1024;
 const NO_ORGANIZATION: Error = Error::Absent("no such organization");
 /// How long after its birth a copy may set what its source had.
 const NEW: Duration = Duration::from_secs(60);
@@ -50,10 +53,7 @@ impl Vault {
             let known = self.vault_attributes(caller, ino)?;
             return known.into_iter().find(|(n, _)| n.as_bytes() == own).map(|(_, v)| v).ok_or(Error::NoAttribute);
         }
-        if name.starts_with(b"system.") {
-            // The kernel asks for access control lists on each access by others than the owner: there are none.
-            return Err(Error::NoAttribute);
-        }
+        check_namespace(name)?;
         let attributes = self.own_attributes(caller, ino)?;
         attributes.and_then(|a| a.0.get(name).map(|v| v.to_vec())).ok_or(Error::NoAttribute)
     }
@@ -62,7 +62,8 @@ impl Vault {
         let named = |(name, _): (String, Vec<u8>)| [PREFIX, name.as_bytes()].concat();
         let mut names: Vec<_> = self.vault_attributes(caller, ino)?.into_iter().map(named).collect();
         if let Some(attributes) = self.own_attributes(caller, ino)? {
-            names.extend(attributes.0.keys().cloned());
+            let shown = |name: &&Vec<u8>| caller.uid == 0 || !name.starts_with(b"trusted.");
+            names.extend(attributes.0.keys().filter(shown).cloned());
         }
         Ok(names)
     }
@@ -71,24 +72,21 @@ impl Vault {
         if let Some(own) = name.strip_prefix(PREFIX) {
             return self.set_vault_attribute(caller, ino, own, value);
         }
-        if name.starts_with(b"system.") {
-            return Err(Error::Unsupported("POSIX access control lists"));
-        }
-        if ![&b"user."[..], b"trusted.", b"security."].iter().any(|space| name.starts_with(space)) {
-            return Err(Error::Unsupported("this namespace of attributes"));
-        }
+        check_namespace(name)?;
         if value.len() > VALUE_MAX {
             return Err(Error::AttributesFull);
         }
-        self.change_attributes(caller, ino, |attributes| {
+        self.change_attributes(caller, ino, |node, attributes| {
+            if is_acl(name) {
+                return acl::set(caller, node, attributes, name, value);
+            }
             match (how, attributes.0.contains_key(name)) {
                 (SetXattr::Create, true) => return Err(Error::Exists),
                 (SetXattr::Replace, false) => return Err(Error::NoAttribute),
                 _ => {}
             }
             attributes.0.insert(name.to_vec(), ByteBuf::from(value));
-            let total: usize = attributes.0.iter().map(|(n, v)| n.len() + v.len()).sum();
-            if total > TOTAL_MAX { Err(Error::AttributesFull) } else { Ok(()) }
+            Ok(())
         })
     }
 
@@ -96,12 +94,11 @@ impl Vault {
         if name.starts_with(PREFIX) {
             return Err(Error::NotPermitted("user.vault.* belongs to the vault"));
         }
-        if name.starts_with(b"system.") {
-            return Err(Error::Unsupported("POSIX access control lists"));
-        }
-        self.change_attributes(caller, ino, |attributes| match attributes.0.remove(name) {
-            Some(_) => Ok(()),
-            None => Err(Error::NoAttribute),
+        check_namespace(name)?;
+        self.change_attributes(caller, ino, |_, attributes| match attributes.0.remove(name) {
+            // Where there is no list there need be none to remove, as on ext4.
+            None if !is_acl(name) => Err(Error::NoAttribute),
+            _ => Ok(()),
         })
     }
 
@@ -120,7 +117,7 @@ impl Vault {
         &self,
         caller: &Caller,
         ino: Ino,
-        change: impl FnOnce(&mut Attributes) -> Result<()>,
+        change: impl FnOnce(&mut Node, &mut Attributes) -> Result<()>,
     ) -> Result<()> {
         if ino == Ino::ROOT || ino.is_graveyard() {
             return Err(Error::NotPermitted("a vault's root takes no attributes"));
@@ -132,9 +129,18 @@ impl Vault {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
         let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());
-        change(&mut attributes)?;
-        (node.attributes, node.ctime) = (true, Time::now());
-        tx.put(ino, attributes);
+        change(&mut node, &mut attributes)?;
+        let names: usize = attributes.0.keys().map(|name| name.len() + 1).sum();
+        let values: usize = attributes.0.values().map(|value| value.len()).sum();
+        if names > NAMES_MAX || names + values > TOTAL_MAX {
+            return Err(Error::AttributesFull);
+        }
+        (node.attributes, node.ctime) = (!attributes.0.is_empty(), Time::now());
+        if node.attributes {
+            tx.put(ino, attributes);
+        } else {
+            tx.delete::<Attributes>(ino);
+        }
         tx.put(ino, node);
         self.finish(tx);
         Ok(())
@@ -260,6 +266,17 @@ impl Vault {
         }
         let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(NO_ORGANIZATION)?;
         Ok(entry.ino.organization())
+    }
+}
+
+/// Refuses what no attribute can be called: another namespace, or a namespace without a name in it.
+fn check_namespace(name: &[u8]) -> Result<()> {
+    let spaces = [&b"user."[..], b"trusted.", b"security."];
+    match spaces.iter().find_map(|space| name.strip_prefix(*space)) {
+        Some(b"") => Err(Error::Invalid("an attribute without a name")),
+        Some(_) => Ok(()),
+        None if is_acl(name) => Ok(()),
+        None => Err(Error::Unsupported("this namespace of attributes")),
     }
 }
 

@@ -323,11 +323,22 @@ impl Vault {
     /// A new open file that has no name yet; after a crash it is gone.
     pub(super) fn make_nameless(&self, caller: &Caller, folder: Ino, name: &[u8]) -> Result<(Ino, Handle)> {
         let mut tx = self.begin()?;
-        self.folder(&tx, folder)?;
+        let parent = self.folder(&tx, folder)?;
+        let made = self.inherit(&tx, caller, (folder, &parent), 0o666, false)?;
         let ino = self.next_ino(&mut tx, folder.organization())?;
-        let kind = Kind::File { object: ObjectId::fresh(), parent: folder, name: name.to_vec() };
-        let mode = 0o666 & !caller.umask;
-        tx.put_new(ino, Node { kind, mode, uid: caller.uid, gid: caller.gid, links: 0, ..Node::new(Time::now()) });
+        let node = Node {
+            kind: Kind::File { object: ObjectId::fresh(), parent: folder, name: name.to_vec() },
+            mode: made.mode,
+            uid: caller.uid,
+            gid: if parent.mode & libc::S_ISGID != 0 { parent.gid } else { caller.gid },
+            links: 0,
+            attributes: made.attributes.is_some(),
+            ..Node::new(Time::now())
+        };
+        tx.put_new(ino, node);
+        if let Some(attributes) = made.attributes {
+            tx.put_new(ino, attributes);
+        }
         tx.put_new((ino, Task::Orphan), Pending { epoch: 0 });
         let access = Access { read: true, write: true, ..Access::default() };
         let content = self.contents.get(ino);
@@ -367,8 +378,9 @@ impl Vault {
             return Err(Error::NotPermitted("this object has several names: write it through the mount"));
         }
         (node.mode, node.uid, node.gid, node.attributes) = (old.mode, old.uid, old.gid, old.attributes);
-        if let Some(attributes) = tx.get::<Attributes>(standing.ino)? {
-            tx.put(ino, (*attributes).clone());
+        match tx.get::<Attributes>(standing.ino)? {
+            Some(attributes) => tx.put(ino, (*attributes).clone()),
+            None => tx.delete::<Attributes>(ino),
         }
         let size = node.size;
         tx.put(ino, node);

@@ -37,7 +37,7 @@ pub enum Error {
     TooManyLinks,
     #[error("no such attribute")]
     NoAttribute,
-    #[error("the attributes of a file may take 64 KiB")]
+    #[error("the attributes of a file may take 256 KiB, their names 56 KiB")]
     AttributesFull,
     #[error("beyond the largest file offset")]
     TooBig,

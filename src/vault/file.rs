@@ -363,6 +363,7 @@ impl Vault {
         }
         if let Some(mode) = set.mode {
             node.mode = mode & 0o7777;
+            self.follow_mode(&mut tx, ino, &node)?;
         }
         node.atime = set.atime.unwrap_or(node.atime);
         node.mtime = set.mtime.unwrap_or(node.mtime);
@@ -391,14 +392,14 @@ impl Vault {
             }
             Some(_) => {}
         }
-        if size == node.size && file.is_some() {
+        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        if size == node.size {
             // Truncating to its own size changes the times, not the value.
             let now = Time::now();
-            self.change(&mut tx, ino, |node| (node.mtime, node.ctime) = (now, now))?;
+            self.change(&mut tx, ino, |node| (node.mtime, node.ctime, node.mode) = (now, now, node.mode & !strip))?;
             self.finish(tx);
             return Ok(());
         }
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
         self.change_value(&mut tx, ino, &node, size, strip)?;
         match &file {
             Some(file) => file.wrote.store(true, Ordering::Relaxed),

@@ -14,6 +14,13 @@ use std::sync::Arc;
 const LINKS_MAX: u32 = 65_000;
 pub const TOMBSTONES: &[u8] = b".tombstones";
 
+/// How something new begins that is made in a folder.
+pub struct Made {
+    /// 07777.
+    pub mode: u32,
+    pub attributes: Option<Attributes>,
+}
+
 impl Node {
     /// A node to fill in: times are `now`, everything else is zero.
     pub fn new(now: Time) -> Node {
@@ -147,11 +154,13 @@ impl Vault {
         };
         let directory = kind.is_directory();
         let inherits = folder.mode & libc::S_ISGID != 0;
+        let made = match &kind {
+            Kind::Symlink { .. } => Made { mode: 0o777, attributes: None },
+            _ => self.inherit(tx, caller, (parent, &folder), mode & 0o7777, directory)?,
+        };
         let mut node = Node {
-            mode: match &kind {
-                Kind::Symlink { .. } => 0o777,
-                _ => mode & 0o7777 & !caller.umask,
-            },
+            mode: made.mode,
+            attributes: made.attributes.is_some(),
             size: match &kind {
                 Kind::Symlink { target } => target.len() as u64,
                 Kind::Directory { .. } => 4096,
@@ -169,6 +178,9 @@ impl Vault {
         let ino = self.next_ino(tx, parent.organization())?;
         tx.put_new((parent, hash), Entry { name: name.to_vec(), ino, kind: node.kind.mode_bits() });
         tx.put_new(ino, node.clone());
+        if let Some(attributes) = made.attributes {
+            tx.put_new(ino, attributes);
+        }
         self.touch_folder(tx, parent, i32::from(directory), now)?;
         if node.object().is_some() {
             self.count(tx, parent.organization(), |org| org.objects += 1)?;

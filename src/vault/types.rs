@@ -15,18 +15,25 @@ pub struct Caller {
     pub gid: u32,
     pub pid: u32,
     pub umask: u32,
+    /// Supplementary groups, where an operation asks for them.
+    pub groups: Vec<u32>,
     pub patience: Patience,
 }
 
 impl Caller {
     /// The daemon itself.
     pub fn daemon() -> Self {
-        Caller { uid: 0, gid: 0, pid: std::process::id(), umask: 0o022, patience: Patience::Wait }
+        Caller { uid: 0, gid: 0, pid: std::process::id(), umask: 0o022, groups: Vec::new(), patience: Patience::Wait }
     }
 
     /// A file's owner, where the kernel does not say who closed it last.
     pub(super) fn owner(node: &Node) -> Self {
-        Caller { uid: node.uid, gid: node.gid, pid: 0, umask: 0, patience: Patience::Wait }
+        Caller { uid: node.uid, gid: node.gid, pid: 0, umask: 0, groups: Vec::new(), patience: Patience::Wait }
+    }
+
+    /// Whether a file of this group keeps its set-group-ID bit when this caller changes what it allows.
+    pub(super) fn keeps_set_gid(&self, gid: u32) -> bool {
+        self.uid == 0 || self.gid == gid || self.groups.contains(&gid)
     }
 
     pub(super) fn author(&self) -> Author {

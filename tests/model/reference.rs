@@ -168,6 +168,9 @@ impl Reference {
             Op::Truncate { path, size } => {
                 let node = self.file_at(path)?;
                 let file = self.node(node);
+                if file.data.len() == *size {
+                    return Ok(());
+                }
                 Rc::make_mut(&mut file.data).resize(*size, 0);
                 file.changed = true;
                 self.commit(node, false)

@@ -1,6 +1,8 @@
 //! Extended attributes: what the vault says in `user.vault.*`, and what applications set.
 
-use crate::kernel::{attribute, attributes, errno, remove_attribute, set_attribute, set_attribute_as, vault_says};
+use crate::kernel::{
+    attribute, attributes, errno, mknod, remove_attribute, set_attribute, set_attribute_as, vault_says,
+};
 use crate::vault::{Vault, run, try_run};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -204,11 +206,83 @@ fn attributes_are_created_replaced_and_limited_as_on_ext4() {
     assert_eq!(errno(set_attribute_as(&f, "user.b", b"2", libc::XATTR_REPLACE)), libc::ENODATA);
     set_attribute_as(&f, "user.a", b"2", libc::XATTR_REPLACE).unwrap();
     assert_eq!(attribute(&f, "user.a").unwrap(), b"2");
-    let big = vec![7; 60_000];
-    set_attribute(&f, "user.big", &big).unwrap();
-    assert_eq!(attribute(&f, "user.big").unwrap(), big);
-    assert_eq!(errno(set_attribute(&f, "user.more", &big)), libc::ENOSPC);
+    let big = vec![7; 65_536];
+    for name in ["user.1", "user.2", "user.3"] {
+        set_attribute(&f, name, &big).unwrap();
+        assert_eq!(attribute(&f, name).unwrap(), big);
+    }
+    assert_eq!(errno(set_attribute(&f, "user.4", &big)), libc::ENOSPC);
     assert_eq!(errno(set_attribute(&f, "user.huge", vec![7; 65_537])), libc::E2BIG);
-    assert_eq!(errno(set_attribute(&f, "nonsense.x", "y")), libc::EOPNOTSUPP);
+    assert_eq!(errno(set_attribute(&f, "user.", "y")), libc::EINVAL);
+    for name in ["nonsense.x", "system.x", "x"] {
+        assert_eq!(errno(set_attribute(&f, name, "y")), libc::EOPNOTSUPP, "{name}");
+        assert_eq!(errno(attribute(&f, name)), libc::EOPNOTSUPP, "{name}");
+        assert_eq!(errno(remove_attribute(&f, name)), libc::EOPNOTSUPP, "{name}");
+    }
     assert_eq!(attribute(&f, "user.a").unwrap(), b"2");
+}
+
+#[test]
+fn hundreds_of_attributes_with_the_longest_names_are_listed() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "x").unwrap();
+    let name = |n: usize| format!("user.{n:0>250}");
+    let mut set = 0;
+    while set < 1000 && set_attribute(&f, &name(set), n_bytes(set)).is_ok() {
+        set += 1;
+    }
+    assert!((200..300).contains(&set), "{set} names of 255 bytes");
+    assert_eq!(errno(set_attribute(&f, &name(set), "")), libc::ENOSPC);
+    assert_eq!(errno(set_attribute(&f, &format!("{}x", name(0)), "")), libc::ERANGE);
+    vault.remount();
+    assert_eq!(attributes(&f).iter().filter(|name| name.len() == 255).count(), set);
+    for n in 0..set {
+        assert_eq!(attribute(&f, &name(n)).unwrap(), n_bytes(n));
+        remove_attribute(&f, &name(n)).unwrap();
+    }
+    assert_eq!(attributes(&f).len(), OF_OBJECTS.len());
+    vault.command(&["fsck"]).good();
+}
+
+fn n_bytes(n: usize) -> Vec<u8> {
+    vec![n as u8; n % 200]
+}
+
+#[test]
+fn everything_in_an_organization_takes_the_attributes_that_ext4_takes() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::create_dir(a.join("folder")).unwrap();
+    symlink("nowhere", a.join("link")).unwrap();
+    mknod(a.join("fifo"), libc::S_IFIFO | 0o600, 0).unwrap();
+    mknod(a.join("device"), libc::S_IFCHR | 0o600, libc::makedev(1, 3)).unwrap();
+    for name in ["folder", "link", "fifo", "device"] {
+        for space in ["trusted", "security"] {
+            set_attribute(a.join(name), &format!("{space}.x"), name).unwrap();
+        }
+        let user = set_attribute(a.join(name), "user.x", name);
+        if name == "folder" { user.unwrap() } else { assert_eq!(errno(user), libc::EPERM, "{name}") }
+    }
+    vault.remount();
+    for name in ["folder", "link", "fifo", "device"] {
+        assert_eq!(attribute(a.join(name), "trusted.x").unwrap(), name.as_bytes());
+        assert_eq!(attribute(a.join(name), "security.x").unwrap(), name.as_bytes());
+    }
+}
+
+#[test]
+fn trusted_attributes_are_listed_for_root_alone() {
+    let vault = Vault::up();
+    vault.open_to_others();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "x").unwrap();
+    set_attribute(&f, "trusted.x", "y").unwrap();
+    set_attribute(&f, "user.x", "y").unwrap();
+    assert!(attributes(&f).contains(&"trusted.x".to_owned()));
+    let as_user = ["--reuid", "1000", "--regid", "1000", "--clear-groups", "getfattr", "-m-"];
+    let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = as_user.iter().map(|a| a as _).collect();
+    arguments.push(&f);
+    let listed = run("setpriv", &arguments);
+    assert!(listed.contains("user.x") && !listed.contains("trusted.x"), "{listed}");
 }

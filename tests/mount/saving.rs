@@ -1,6 +1,6 @@
 //! Saving: what makes a version, and what keeps an object's id and history.
 
-use crate::kernel::{Mapping, errno, rename, vault_says};
+use crate::kernel::{Mapping, errno, rename, truncate, vault_says};
 use crate::vault::{Vault, run};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -270,4 +270,18 @@ fn a_replacing_file_with_a_history_leaves_that_as_a_tombstone() {
     assert_eq!(fs::read(a.join("f")).unwrap(), b"second");
     assert_eq!(value(&vault, "a/f", "1"), "target");
     vault.command(&["fsck"]).good();
+}
+
+#[test]
+fn truncating_to_the_same_size_changes_times_and_makes_no_version() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "12345").unwrap();
+    let before = fs::metadata(&f).unwrap().modified().unwrap();
+    truncate(&f, 5).unwrap();
+    File::options().write(true).open(&f).unwrap().set_len(5).unwrap();
+    assert_eq!(vault_says(&f, "version"), "1");
+    assert!(fs::metadata(&f).unwrap().modified().unwrap() > before);
+    truncate(&f, 3).unwrap();
+    assert_eq!(vault_says(&f, "version"), "2");
 }

@@ -87,6 +87,13 @@ pub fn seek(file: &File, offset: i64, whence: i32) -> io::Result<u64> {
     done(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
 }
 
+/// By path, which nobody closes.
+pub fn truncate(path: impl AsRef<Path>, size: i64) -> io::Result<()> {
+    let path = c(path);
+    // SAFETY: the path ends in NUL.
+    done(unsafe { libc::truncate(path.as_ptr(), size) }).map(drop)
+}
+
 pub fn mknod(path: impl AsRef<Path>, mode: u32, device: u64) -> io::Result<()> {
     let path = c(path);
     // SAFETY: the path ends in NUL.
