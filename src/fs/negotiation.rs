@@ -3,15 +3,16 @@
 use fuser::{InitFlags, KernelConfig};
 use std::io;
 
-/// All there since Linux 5.1, and each needed: POSIX_ACL for ACLs that the kernel applies; DONT_MASK because a directory's
+/// All there since Linux 5.11, and each needed: POSIX_ACL for ACLs that the kernel applies; DONT_MASK because a directory's
 /// default ACL takes the place of the umask, which therefore comes with each request for the vault to apply;
-/// HANDLE_KILLPRIV because the vault clears set-id bits (without it every write would first ask for an attribute).
+/// HANDLE_KILLPRIV_V2 because the vault clears set-id bits, and because only then the kernel remembers that a file has no
+/// capabilities, instead of asking before every write.
 /// POSIX_LOCKS and FLOCK_LOCKS are left out: locks stay in the kernel.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
-    .union(InitFlags::FUSE_HANDLE_KILLPRIV)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_EXPORT_SUPPORT)

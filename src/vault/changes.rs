@@ -24,6 +24,11 @@ impl Changes {
         self.runs.iter().map(|(at, run)| (*at, run))
     }
 
+    /// Bytes of file data that they hold.
+    pub fn bytes(&self) -> u64 {
+        self.runs().map(|(_, run)| if let Run::Data(bytes) = run { bytes.len() as u64 } else { 0 }).sum()
+    }
+
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         let end = offset + data.len() as u64;
         if let Some((start, Run::Data(bytes))) = self.runs.range_mut(..=offset).next_back() {

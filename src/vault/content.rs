@@ -10,6 +10,8 @@ use crate::crypto::{self, ExtentKey, LockedKey};
 use crate::keys::{KeyError, Patience};
 use crate::store::Key;
 use parking_lot::{Mutex, RwLock};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -48,6 +50,16 @@ impl State {
         }
         Arc::make_mut(&mut self.dirty.last_mut().expect("pushed above").changes)
     }
+
+    /// Bytes of file data that are answered and not stored.
+    pub fn unstored(&self) -> u64 {
+        self.dirty.iter().map(|dirty| dirty.changes.bytes()).sum()
+    }
+
+    /// About how much memory it takes, once everything is stored.
+    fn weight(&self) -> u64 {
+        EMPTY + self.map.as_ref().map_or(0, ExtentMap::weight) + self.unstored().min(super::storing::INLINE_MAX as u64)
+    }
 }
 
 impl Content {
@@ -59,13 +71,46 @@ impl Content {
     }
 }
 
-/// The contents in use.
-#[derive(Default)]
-pub struct Contents(Mutex<HashMap<Ino, Weak<Content>>>);
+/// Bytes of maps that are kept for the next open after the last close.
+const RECENT: u64 = 16 << 20;
+/// What a content of nothing takes.
+const EMPTY: u64 = 512;
+
+/// The contents in use, and those that were a short time ago.
+pub struct Contents {
+    table: Mutex<HashMap<Ino, Weak<Content>>>,
+    recent: Cache<Ino, Recent, ByWeight>,
+}
+
+/// A closed content, and what its map took then.
+#[derive(Clone)]
+struct Recent {
+    _content: Arc<Content>,
+    weight: u64,
+}
+
+#[derive(Clone)]
+struct ByWeight;
+
+impl Weighter<Ino, Recent> for ByWeight {
+    fn weight(&self, _: &Ino, recent: &Recent) -> u64 {
+        recent.weight
+    }
+}
+
+impl Default for Contents {
+    fn default() -> Self {
+        let typical = EMPTY + super::storing::INLINE_MAX as u64;
+        Contents {
+            table: Mutex::default(),
+            recent: Cache::with_weighter((RECENT / typical) as usize, RECENT, ByWeight),
+        }
+    }
+}
 
 impl Contents {
     pub fn get(&self, ino: Ino) -> Arc<Content> {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if let Some(content) = table.get(&ino).and_then(Weak::upgrade) {
             return content;
         }
@@ -79,7 +124,13 @@ impl Contents {
 
     /// The content if it is in use.
     pub fn find(&self, ino: Ino) -> Option<Arc<Content>> {
-        self.0.lock().get(&ino).and_then(Weak::upgrade)
+        self.table.lock().get(&ino).and_then(Weak::upgrade)
+    }
+
+    /// Its last handle was closed: what is stored of it need not be looked up again soon.
+    pub fn closed(&self, content: Arc<Content>) {
+        let weight = content.state.read().weight();
+        self.recent.insert(content.ino, Recent { _content: content, weight });
     }
 }
 

@@ -73,6 +73,16 @@ impl ExtentMap {
         self.live.values().map(stored_bytes).sum()
     }
 
+    /// About how many bytes of memory it takes.
+    pub fn weight(&self) -> u64 {
+        const PIECE: usize = 160;
+        let weight = |piece: &Piece| {
+            let inline = if let Stored::Inline(bytes) = &piece.bytes { bytes.len() } else { 0 };
+            (PIECE + size_of_val(&piece.tags[..]) + inline) as u64
+        };
+        self.live.values().chain(self.past.values()).map(weight).sum()
+    }
+
     /// Inline pieces and their bytes, to be folded into a segment when they grow many.
     pub fn inline(&self) -> impl Iterator<Item = (u64, &Piece)> {
         self.live.iter().filter(|(_, p)| matches!(p.bytes, Stored::Inline(_))).map(|(at, p)| (*at, p))

@@ -207,7 +207,7 @@ impl Vault {
     fn change_value(&self, tx: &mut Tx, ino: Ino, node: &Node, size: u64, strip: u32) -> Result<()> {
         let now = Time::now();
         if !node.changed {
-            tx.put((ino, Task::Commit), Pending { epoch: 0 });
+            tx.put_new((ino, Task::Commit), Pending { epoch: 0 });
         }
         if size != node.size && node.links > 0 {
             let old = node.size;
@@ -267,6 +267,7 @@ impl Vault {
             handles.open.remove(&file.ino);
             created
         };
+        self.contents.closed(file.content.clone());
         let mut tx = self.begin()?;
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
         if node.links > 0 || node.grave.is_some() {
@@ -515,12 +516,9 @@ impl Vault {
 
     /// Bytes of a content that are answered and not stored.
     pub(super) fn unstored_bytes(&self, ino: Ino) -> u64 {
-        use super::changes::Run;
         let Some(content) = self.contents.find(ino) else { return 0 };
         // A writer may hold it for long; `du` can wait for the next look.
-        let Some(state) = content.state.try_read() else { return 0 };
-        let runs = state.dirty.iter().flat_map(|d| d.changes.runs());
-        runs.map(|(_, run)| if let Run::Data(bytes) = run { bytes.len() as u64 } else { 0 }).sum()
+        content.state.try_read().map_or(0, |state| state.unstored())
     }
 }
 

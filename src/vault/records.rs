@@ -158,6 +158,7 @@ impl Records {
             writing: self.writing.lock(),
             rows: BTreeMap::new(),
             fresh: Vec::new(),
+            absent: Vec::new(),
             organizations: Vec::new(),
             contents: Vec::new(),
             bytes: 0,
@@ -240,6 +241,7 @@ pub struct Tx<'a> {
     writing: MutexGuard<'a, ()>,
     rows: BTreeMap<RowAt, Decoded>,
     fresh: Vec<RowAt>,
+    absent: Vec<RowAt>,
     organizations: Vec<OrgNo>,
     contents: Vec<Arc<Content>>,
     bytes: usize,
@@ -271,6 +273,11 @@ impl<'a> Tx<'a> {
             self.fresh.push(R::at(id));
         }
         self.put(id, row);
+    }
+
+    /// There is no such record, because what it would be about is made now: nobody has to look in the store.
+    pub fn absent<R: Record>(&mut self, id: R::Id) {
+        self.absent.push(R::at(id));
     }
 
     pub fn delete<R: Record>(&mut self, id: R::Id) {
@@ -325,7 +332,7 @@ impl<'a> Tx<'a> {
             }
             current.number
         };
-        for (at, row) in self.rows {
+        for (at, row) in self.absent.into_iter().map(|at| (at, None)).chain(self.rows) {
             self.records.remember(at, row);
         }
         drop(self.writing);

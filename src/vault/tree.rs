@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgNo};
 use super::records::Tx;
-use super::row::{Attributes, Entry, Kind, Node, Pending, Record, Task};
+use super::row::{Attributes, ContentRecord, Entry, Kind, Node, Object, Pending, Record, Task};
 use super::time::Time;
 use super::{Attr, Caller, Make, Vault};
 use crate::keys::Patience;
@@ -182,7 +182,9 @@ impl Vault {
             tx.put_new(ino, attributes);
         }
         self.touch_folder(tx, parent, i32::from(directory), now)?;
-        if node.object().is_some() {
+        if let Some(object) = node.object() {
+            tx.absent::<ContentRecord>(ino);
+            tx.absent::<Object>((ino.organization(), object));
             self.count(tx, parent.organization(), |org| org.objects += 1)?;
         }
         Ok((ino, node))

@@ -14,8 +14,9 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long answered operations are gathered before they are stored.
-const GATHER: Duration = Duration::from_millis(4);
+/// How long answered operations are gathered before they are stored: longer makes fewer and cheaper batches (a batch of 30
+/// creates costs a quarter less for each than one of 10), and is what a killed daemon loses.
+const GATHER: Duration = Duration::from_millis(10);
 /// File data in memory beyond which writers wait.
 const ANSWERED_MAX: usize = 64 << 20;
 /// File data at which a batch is stored without gathering more.
