@@ -40,7 +40,7 @@ pub use time::Time;
 pub use types::*;
 
 use crate::keys::{Keyring, TokenUri};
-use crate::store::{Segments, StateLock};
+use crate::store::{Segments, StateLock, Statistics};
 use content::Contents;
 use file::Handles;
 use object::Tunnels;
@@ -194,6 +194,10 @@ impl Vault {
             tombstones: sum(|r| r.tombstones),
             pending_bytes: self.signals.pending_bytes(),
             writing: self.signals.trouble().unwrap_or("ok").to_owned(),
+            records: {
+                let Statistics { statements, commits, syncs } = self.records.store.statistics();
+                RecordsInfo { statements, commits, syncs }
+            },
         }
     }
 }

@@ -5,6 +5,8 @@
 
 #[path = "model/case.rs"]
 mod case;
+#[path = "model/counts.rs"]
+mod counts;
 #[path = "model/crash.rs"]
 mod crash;
 #[path = "model/found.rs"]

@@ -10,6 +10,8 @@ use crate::systems::{Kind, System};
 pub enum Target {
     /// Names and attributes: twice gocryptfs, and 0.8 of the ceiling.
     TwicePeer,
+    /// Twice gocryptfs; the ceiling, which has no disk, says nothing.
+    TwicePeerOnDisk,
     /// Names and attributes: gocryptfs (or 0.9 of a ceiling that is itself below 1.1 of it), and 0.8 of the ceiling.
     Metadata,
     /// 0.7 of the lower of ceiling and bare disk, and gocryptfs.

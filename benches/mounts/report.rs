@@ -94,7 +94,7 @@ fn verdict(results: &Results, row: &Row) -> String {
     else {
         return "–".to_owned();
     };
-    let times = if row.target == Target::TwicePeer { 2.0 } else { 1.0 };
+    let times = if matches!(row.target, Target::TwicePeer | Target::TwicePeerOnDisk) { 2.0 } else { 1.0 };
     let mut missed = Vec::new();
     if ours < times * peer && !(times == 1.0 && ceiling < 1.1 * peer && ours >= 0.9 * ceiling) {
         missed.push(format!("{times:.1} of gocryptfs"));

@@ -129,7 +129,8 @@ fn synced_files(b: &mut Bench) -> io::Result<()> {
     let files = b.folders("synced")?;
     let page = noise(PAGE);
     let few = &files[..files.len() / 2];
-    b.twice("create 4 KiB + fsync", few.len(), |_| {
+    let synced = Row { name: "create 4 KiB + fsync", unit: Unit::PerSecond, target: Target::TwicePeerOnDisk };
+    b.row(synced, few.len(), |_| {
         few.iter().try_for_each(|file| {
             let mut file = File::create(file)?;
             file.write_all(&page)?;

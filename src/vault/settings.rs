@@ -8,6 +8,9 @@ use std::time::Duration;
 /// How a vault behaves while it is open.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// How long answered operations are gathered before they are stored: what a killed daemon loses. Longer makes fewer
+    /// and cheaper batches: one of 30 creates costs a quarter less for each than one of 10.
+    pub gather: Duration,
     /// How old an operation may be that power loss takes.
     pub commit_interval: Duration,
     /// Every close is an fsync.
@@ -34,6 +37,7 @@ impl Default for Settings {
     fn default() -> Self {
         const DAY: u64 = 24 * 3600;
         Settings {
+            gather: Duration::from_millis(10),
             commit_interval: Duration::from_secs(1),
             sync_on_close: false,
             keep_versions: 10,
@@ -58,6 +62,7 @@ impl Settings {
         let number = || value.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| wrong("a number above 0"));
         let duration = || parse_duration(value).ok_or_else(|| wrong("a duration, as in 500ms, 5s, 10m, 1h, 30d"));
         match name {
+            "gather" => self.gather = duration()?,
             "commit_interval" => self.commit_interval = duration()?,
             "durability" => {
                 self.sync_on_close = match value {

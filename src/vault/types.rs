@@ -262,6 +262,17 @@ pub struct Status {
     pub pending_bytes: u64,
     /// `ok`, or why nothing is written any more.
     pub writing: String,
+    pub records: RecordsInfo,
+}
+
+/// What the records have cost since the vault was opened.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
+pub struct RecordsInfo {
+    /// Rows got, scanned, put and deleted.
+    pub statements: u64,
+    pub commits: u64,
+    /// Syncs of SQLite's files.
+    pub syncs: u64,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]

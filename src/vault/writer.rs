@@ -14,9 +14,6 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long answered operations are gathered before they are stored: longer makes fewer and cheaper batches (a batch of 30
-/// creates costs a quarter less for each than one of 10), and is what a killed daemon loses.
-const GATHER: Duration = Duration::from_millis(10);
 /// File data in memory beyond which writers wait.
 const ANSWERED_MAX: usize = 64 << 20;
 /// File data at which a batch is stored without gathering more.
@@ -188,7 +185,7 @@ impl Writer<'_> {
                 break;
             }
         }
-        let until = Instant::now() + GATHER;
+        let until = Instant::now() + self.vault.settings.gather;
         while state.work && !urgent(&state) && !signals.wake.wait_until(&mut state, until).timed_out() {}
         state.work = false;
         state.ending
