@@ -1,20 +1,21 @@
 //! Extended attributes: what applications set, and `user.vault.*`, which the vault says about itself.
 //!
-//! A copy (`cp -a`, `rsync -X`, `tar --xattrs`) brings the `user.vault.*` of its source along. The rule that
-//! lets it end without an error and keeps identities apart: setting one of those names to UTF-8 text is
-//! accepted and changes nothing while the file is new, which is for one minute after its birth and as long as
-//! it has no second version. Anything else about `user.vault.*` is EPERM, and a folder's key context, which
-//! would seem to be accepted, EOPNOTSUPP.
+//! A copy (`cp -a`, `rsync -X`, `tar --xattrs`) brings the `user.vault.*` of its source along, and `rsync -X` removes those
+//! that its source lacks, each time it runs. The rule that lets it end without an error and keeps identities apart:
+//! setting one of those names to a value that a vault gives for it, and removing one, is accepted and changes nothing on
+//! whatever a copy can make. Anything else about `user.vault.*` is EPERM, and a folder's key context, which would seem to
+//! be accepted, EOPNOTSUPP.
 
 use super::acl::{self, is_acl};
 use super::error::{Error, Result};
-use super::ids::{Ino, OrgNo, VersionId};
+use super::ids::{Ino, ObjectId, OrgId, OrgNo, VersionId};
 use super::row::{Attributes, ContentRecord, Kind, Node, Object};
 use super::time::Time;
 use super::{Caller, SetXattr, Vault};
 use crate::keys::KekState;
 use serde_bytes::ByteBuf;
-use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 const PREFIX: &[u8] = b"user.vault.";
 const VERSION_CHECK: &str = "version_check";
@@ -23,29 +24,8 @@ const VALUE_MAX: usize = 64 * 1024;
 const TOTAL_MAX: usize = 256 * 1024;
 /// All names of one file, which together with the vault's own must fit into the 64 KiB that listxattr(2) can give.
 const NAMES_MAX: usize = 56 * 1024;
+const BELONGS_TO_THE_VAULT: Error = Error::NotPermitted("user.vault.* belongs to the vault");
 const NO_ORGANIZATION: Error = Error::Absent("no such organization");
-/// How long after its birth a copy may set what its source had.
-const NEW: Duration = Duration::from_secs(60);
-/// What each object lists; a copy may bring any of them, and those of tombstones.
-const COPIED: &[&str] = &[
-    "id",
-    "version_id",
-    "version",
-    "versions",
-    "key_id",
-    "cipher",
-    "created_at",
-    "updated_at",
-    "updated_by",
-    "deleted_at",
-    "deleted_by",
-    "purge_after",
-    "original_path",
-    "key_state",
-    "objects",
-    "bytes",
-    "tombstones",
-];
 
 impl Vault {
     pub fn get_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
@@ -91,8 +71,10 @@ impl Vault {
     }
 
     pub fn remove_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
-        if name.starts_with(PREFIX) {
-            return Err(Error::NotPermitted("user.vault.* belongs to the vault"));
+        if let Some(own) = name.strip_prefix(PREFIX) {
+            let listed =
+                ino != Ino::ROOT && self.vault_attributes(caller, ino)?.iter().any(|(n, _)| n.as_bytes() == own);
+            return if listed { self.check_copyable(caller, ino).map(drop) } else { Err(BELONGS_TO_THE_VAULT) };
         }
         check_namespace(name)?;
         self.change_attributes(caller, ino, |_, attributes| match attributes.0.remove(name) {
@@ -147,26 +129,28 @@ impl Vault {
     }
 
     fn set_vault_attribute(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
-        let refusal = Error::NotPermitted("user.vault.* belongs to the vault");
-        let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return Err(refusal) };
+        let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
+            return Err(BELONGS_TO_THE_VAULT);
+        };
         if name == VERSION_CHECK {
             let version: VersionId = text.parse().map_err(|()| Error::Invalid("not a version id"))?;
             return self.set_guard(caller, ino, version);
         }
-        if ino == Ino::ROOT || ino.is_graveyard() {
-            return Err(refusal);
-        }
-        self.enter(ino, caller.patience)?;
-        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        let node = self.check_copyable(caller, ino)?;
         if name.starts_with("context.") && node.kind.is_directory() {
             return Err(Error::Unsupported("a key context of a folder"));
         }
-        let copyable = COPIED.contains(&name) || name.starts_with("context.");
-        let committed = match node.object() {
-            Some(id) => self.records.get::<Object>((ino.organization(), id))?.is_some_and(|o| o.versions.len() > 1),
-            None => false,
-        };
-        if copyable && !committed && node.grave.is_none() && node.born.age() < NEW { Ok(()) } else { Err(refusal) }
+        if is_given(name, text) { Ok(()) } else { Err(BELONGS_TO_THE_VAULT) }
+    }
+
+    /// Refuses what no copy can make: the root, graveyards and tombstones.
+    fn check_copyable(&self, caller: &Caller, ino: Ino) -> Result<std::sync::Arc<Node>> {
+        if ino == Ino::ROOT || ino.is_graveyard() {
+            return Err(BELONGS_TO_THE_VAULT);
+        }
+        self.enter(ino, caller.patience)?;
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        if node.grave.is_some() { Err(BELONGS_TO_THE_VAULT) } else { Ok(node) }
     }
 
     /// `user.vault.*` without the prefix, as `mount.md` lists them.
@@ -266,6 +250,25 @@ impl Vault {
         }
         let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(NO_ORGANIZATION)?;
         Ok(entry.ino.organization())
+    }
+}
+
+/// Whether a vault gives this value for this name, on whatever it may be.
+fn is_given(name: &str, text: &str) -> bool {
+    let is_time = || OffsetDateTime::parse(text, &Rfc3339).is_ok();
+    let is_number = || text.parse::<u64>().is_ok_and(|n| n.to_string() == text);
+    match name {
+        "id" => text.parse::<ObjectId>().is_ok() || text.parse::<OrgId>().is_ok(),
+        "version_id" => text.parse::<VersionId>().is_ok(),
+        "version" | "versions" | "objects" | "bytes" | "tombstones" => is_number(),
+        "key_id" => text.starts_with("kek_"),
+        "key_state" => ["active", "locked", "unavailable", "destroyed"].contains(&text),
+        "cipher" => text == CIPHER,
+        "created_at" | "updated_at" | "deleted_at" | "purge_after" => is_time(),
+        "updated_by" | "deleted_by" => text.strip_prefix("uid:").is_some_and(|uid| uid.parse::<u32>().is_ok()),
+        "original_path" => !text.is_empty(),
+        "context.organizationId" => text.parse::<OrgId>().is_ok(),
+        _ => name.strip_prefix("context.").is_some_and(|key| !key.is_empty()),
     }
 }
 

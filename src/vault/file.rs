@@ -29,12 +29,26 @@ pub struct OpenFile {
     created: bool,
     /// Changed something since its last flush.
     wrote: AtomicBool,
+    /// Emptied, and neither written nor closed since.
+    emptied: AtomicBool,
+    /// Who closed it emptied, when that was left to the next close.
+    left: Mutex<Option<Caller>>,
 }
 
 impl OpenFile {
+    fn new(ino: Ino, access: Access, content: Arc<Content>, created: bool) -> Self {
+        let (wrote, emptied) = Default::default();
+        OpenFile { ino, access, content, created, wrote, emptied, left: Mutex::default() }
+    }
+
     /// Made without a name; who makes it commits its value by giving it one.
     pub fn nameless(ino: Ino, access: Access, content: Arc<Content>) -> Self {
-        OpenFile { ino, access, content, created: false, wrote: AtomicBool::new(false) }
+        Self::new(ino, access, content, false)
+    }
+
+    fn note_write(&self) {
+        self.wrote.store(true, Ordering::Relaxed);
+        self.emptied.store(false, Ordering::Relaxed);
     }
 }
 
@@ -96,8 +110,7 @@ impl Vault {
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
         content.is_new();
-        let file = OpenFile { ino, access, content, created: true, wrote: AtomicBool::new(false) };
-        let handle = self.handles.lock().add(file);
+        let handle = self.handles.lock().add(OpenFile::new(ino, access, content, true));
         self.finish(tx);
         Ok((Attr::of(ino, &node), handle))
     }
@@ -114,7 +127,7 @@ impl Vault {
             let mut handles = self.handles.lock();
             // Again, now that nobody can take its last name away.
             self.openable(ino, handles.is_open(ino))?;
-            handles.add(OpenFile { ino, access, content, created: false, wrote: AtomicBool::new(false) })
+            handles.add(OpenFile::new(ino, access, content, false))
         };
         if access.truncate
             && let Err(error) = self.set_size(caller, ino, 0, Some(handle))
@@ -178,7 +191,7 @@ impl Vault {
         let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
         self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
         self.change_content(tx, &file.content, data.len(), |batch| state.changes(batch, epoch).write(offset, data));
-        file.wrote.store(true, Ordering::Relaxed);
+        file.note_write();
         Ok(())
     }
 
@@ -231,6 +244,12 @@ impl Vault {
         if !file.access.write || !file.wrote.load(Ordering::Relaxed) {
             return Ok(());
         }
+        if file.emptied.swap(false, Ordering::Relaxed) && !self.settings.sync_on_close && !self.is_guarded(file.ino)? {
+            // `> file` in a shell: it closes one of two descriptors before anything is written. The other's close
+            // commits, or the release.
+            *file.left.lock() = Some(caller.clone());
+            return Ok(());
+        }
         if self.settings.sync_on_close && caller.patience == Patience::Never {
             return Err(Error::WouldWait);
         }
@@ -240,6 +259,10 @@ impl Vault {
             Some(batch) if self.settings.sync_on_close => self.signals.wait_for(batch, Durability::Synced),
             _ => Ok(()),
         }
+    }
+
+    fn is_guarded(&self, ino: Ino) -> Result<bool> {
+        Ok(self.records.get::<Node>(ino)?.is_some_and(|node| node.guard.is_some()))
     }
 
     fn commit_open(&self, caller: &Caller, file: &OpenFile) -> Result<Option<u64>> {
@@ -255,6 +278,12 @@ impl Vault {
     /// The last reference to an open file is gone.
     pub fn release(&self, handle: Handle) -> Result<()> {
         let file = self.handles.find(handle)?;
+        if let Some(caller) = file.left.lock().take()
+            && file.wrote.load(Ordering::Relaxed)
+        {
+            // If it fails, the last release tries again, or the next mount.
+            let _ = self.commit_open(&caller, &file);
+        }
         let created = {
             let mut handles = self.handles.lock();
             handles.files.remove(&handle);
@@ -403,7 +432,10 @@ impl Vault {
         }
         self.change_value(&mut tx, ino, &node, size, strip)?;
         match &file {
-            Some(file) => file.wrote.store(true, Ordering::Relaxed),
+            Some(file) => {
+                file.note_write();
+                file.emptied.store(size == 0, Ordering::Relaxed);
+            }
             // truncate(2): nobody closes it.
             None => {
                 self.commit_version(&mut tx, caller, ino, false)?;
@@ -440,7 +472,7 @@ impl Vault {
         };
         let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
         self.change_value(&mut tx, file.ino, &node, size, strip)?;
-        file.wrote.store(true, Ordering::Relaxed);
+        file.note_write();
         match mode {
             Allocate::Extend | Allocate::KeepSize => {
                 self.finish(tx);

@@ -82,14 +82,37 @@ fn what_the_vault_says_cannot_be_set_or_removed() {
     for path in [a.join("f"), a.clone(), vault.point()] {
         for name in ["user.vault.nonsense", "user.vault.key_state.x", "user.vault."] {
             assert_eq!(errno(set_attribute(&path, name, "x")), libc::EPERM, "{name} of {path:?}");
+            assert_eq!(errno(remove_attribute(&path, name)), libc::EPERM, "{name} of {path:?}");
         }
-        assert_eq!(errno(remove_attribute(&path, "user.vault.id")), libc::EPERM);
     }
+    assert_eq!(errno(remove_attribute(vault.point(), "user.vault.id")), libc::EPERM);
+    fs::remove_file(a.join("f")).unwrap();
+    assert_eq!(errno(remove_attribute(vault.tombstone("a"), "user.vault.id")), libc::EPERM);
+    fs::rename(vault.tombstone("a"), a.join("f")).unwrap();
     for name in OF_OBJECTS {
         assert_eq!(errno(set_attribute(a.join("f"), &format!("user.vault.{name}"), "x")), libc::EPERM, "{name}");
     }
     let refused = try_run("setfattr", &[&"-n", &"user.vault.id", &"-v", &"x", &a.join("f")]);
     assert!(refused.code != 0 && refused.err.contains("Operation not permitted"), "{refused:?}");
+}
+
+#[test]
+fn what_a_copy_brings_or_removes_is_accepted_and_changes_nothing() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    for name in ["f", "g"] {
+        fs::write(a.join(name), "one").unwrap();
+        fs::write(a.join(name), "two").unwrap();
+    }
+    let (before, other) =
+        (OF_OBJECTS.map(|n| vault_says(a.join("f"), n)), OF_OBJECTS.map(|n| vault_says(a.join("g"), n)));
+    for (name, value) in OF_OBJECTS.iter().zip(other) {
+        set_attribute(a.join("f"), &format!("user.vault.{name}"), value).unwrap();
+        remove_attribute(a.join("f"), &format!("user.vault.{name}")).unwrap();
+    }
+    assert_eq!(OF_OBJECTS.map(|n| vault_says(a.join("f"), n)), before);
+    remove_attribute(&a, "user.vault.id").unwrap();
+    assert!(vault_says(&a, "id").starts_with("org_"));
 }
 
 /// Objects with a history and attributes in `a`, and an empty organization `b`.

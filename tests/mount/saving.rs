@@ -57,6 +57,42 @@ fn truncating_by_name_is_a_change() {
 }
 
 #[test]
+fn a_redirection_of_a_shell_is_one_version() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "one").unwrap();
+    for (version, script) in [(2, "echo two >\"$0\""), (3, "cat /etc/passwd >\"$0\""), (4, "(echo a; echo b) >\"$0\"")]
+    {
+        for shell in ["bash", "dash"] {
+            let version = version * 2 - if shell == "bash" { 2 } else { 1 };
+            run(shell, &[&"-c", &script, &f]);
+            assert_eq!(vault_says(&f, "version"), version.to_string(), "{shell}: {script}");
+        }
+    }
+    assert_eq!(value(&vault, "a/f", "2"), "two\n");
+}
+
+#[test]
+fn emptying_is_a_version_of_who_emptied_even_while_others_read() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "one").unwrap();
+    std::os::unix::fs::chown(&f, Some(1000), None).unwrap();
+    let reader = File::open(&f).unwrap();
+    drop(File::create(&f).unwrap());
+    for _ in 0..100 {
+        if vault_says(&f, "version") == "2" {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(said(&f, ["version", "updated_by"]), ["2", "uid:0"]);
+    assert_eq!(value(&vault, "a/f", "2"), "");
+    drop(reader);
+    assert_eq!(said(&f, ["version", "updated_by"]), ["2", "uid:0"]);
+}
+
+#[test]
 fn writers_at_the_same_time_share_one_value() {
     let vault = Vault::up();
     let f = vault.org("a").join("f");
