@@ -6,13 +6,13 @@ use std::io;
 /// All there since Linux 5.1, and each needed: POSIX_ACL for ACLs that the kernel applies; DONT_MASK because a directory's
 /// default ACL takes the place of the umask, which therefore comes with each request for the vault to apply;
 /// HANDLE_KILLPRIV because the vault clears set-id bits (without it every write would first ask for an attribute).
-/// POSIX_LOCKS and FLOCK_LOCKS are left out: locks stay in the kernel.
+/// POSIX_LOCKS and FLOCK_LOCKS are left out: locks stay in the kernel. ATOMIC_O_TRUNC is left out: with it an
+/// `open(O_RDONLY | O_TRUNC)` of a running program truncates it, and only then is refused with ETXTBSY.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV)
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_POSIX_ACL)
