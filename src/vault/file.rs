@@ -50,9 +50,14 @@ impl OpenFile {
         self.wrote.store(true, Ordering::Relaxed);
         self.emptied.store(false, Ordering::Relaxed);
     }
+
+    fn note_resize(&self, size: u64) {
+        self.wrote.store(true, Ordering::Relaxed);
+        self.emptied.store(size == 0, Ordering::Relaxed);
+    }
 }
 
-/// Open files by handle, and how often each inode is open.
+/// Open files by handle, and by what each inode is open.
 #[derive(Default)]
 pub struct Handles(Mutex<Table>);
 
@@ -63,10 +68,10 @@ pub struct Table {
     open: HashMap<Ino, Opens>,
 }
 
-/// How often an inode is open, and whether one of the opens made it.
+/// By what an inode is open, and whether one of the opens made it.
 #[derive(Default)]
 struct Opens {
-    count: usize,
+    handles: Vec<Handle>,
     created: bool,
 }
 
@@ -78,9 +83,17 @@ impl Table {
     pub fn add(&mut self, file: OpenFile) -> Handle {
         self.last += 1;
         let opens = self.open.entry(file.ino).or_default();
-        (opens.count, opens.created) = (opens.count + 1, opens.created || file.created);
+        opens.handles.push(Handle(self.last));
+        opens.created |= file.created;
         self.files.insert(Handle(self.last), Arc::new(file));
         Handle(self.last)
+    }
+
+    /// Makes a change of the size one of everybody who has the inode open for writing; false if nobody has.
+    fn leave_to_writers(&self, ino: Ino, size: u64) -> bool {
+        let handles = self.open.get(&ino).map_or(&[][..], |opens| &opens.handles);
+        let writers = handles.iter().filter_map(|handle| self.files.get(handle)).filter(|file| file.access.write);
+        writers.map(|file| file.note_resize(size)).count() > 0
     }
 }
 
@@ -288,8 +301,8 @@ impl Vault {
             let mut handles = self.handles.lock();
             handles.files.remove(&handle);
             let opens = handles.open.get_mut(&file.ino).expect("every handle is counted");
-            opens.count -= 1;
-            let (last, created) = (opens.count == 0, opens.created);
+            opens.handles.retain(|open| *open != handle);
+            let (last, created) = (opens.handles.is_empty(), opens.created);
             if !last {
                 return Ok(());
             }
@@ -432,10 +445,9 @@ impl Vault {
         }
         self.change_value(&mut tx, ino, &node, size, strip)?;
         match &file {
-            Some(file) => {
-                file.note_write();
-                file.emptied.store(size == 0, Ordering::Relaxed);
-            }
+            Some(file) => file.note_resize(size),
+            // open(2) with O_TRUNC: the kernel truncates after the open. Or truncate(2) beside a writer.
+            None if self.handles.lock().leave_to_writers(ino, size) => {}
             // truncate(2): nobody closes it.
             None => {
                 self.commit_version(&mut tx, caller, ino, false)?;
