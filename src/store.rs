@@ -11,6 +11,7 @@
 
 mod disk;
 mod lock;
+mod reserve;
 mod rows;
 mod segments;
 mod space;
@@ -18,6 +19,7 @@ mod table;
 
 pub use disk::{Disk, Op, RealDisk};
 pub use lock::StateLock;
+pub use reserve::Reserve;
 pub use rows::{Durability, Rows, Statistics};
 pub use segments::{Place, SEGMENT_LIMIT, Segments};
 pub use space::{Space, space};
@@ -52,6 +54,11 @@ impl StoreError {
             Some(libc::ENOSPC | libc::EDQUOT) => StoreError::Full(format!("{what} {}", path.display())),
             _ => StoreError::Io { what, path: path.to_owned(), source },
         }
+    }
+
+    /// For want of space too: what a failed sync was to write may be lost, and no second try would tell.
+    fn failed_sync(path: &Path, source: io::Error) -> Self {
+        StoreError::Io { what: "sync", path: path.to_owned(), source }
     }
 
     fn earlier_sync_failed(path: &Path) -> Self {

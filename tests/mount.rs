@@ -14,6 +14,8 @@ mod attributes;
 mod exercise;
 #[path = "mount/files.rs"]
 mod files;
+#[path = "mount/full.rs"]
+mod full;
 #[path = "mount/lasting.rs"]
 mod lasting;
 #[path = "mount/links.rs"]

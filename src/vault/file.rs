@@ -52,8 +52,8 @@ impl OpenFile {
     }
 
     fn note_resize(&self, size: u64) {
-        self.wrote.store(true, Ordering::Relaxed);
-        self.emptied.store(size == 0, Ordering::Relaxed);
+        let wrote = self.wrote.swap(true, Ordering::Relaxed);
+        self.emptied.store(size == 0 && !wrote, Ordering::Relaxed);
     }
 }
 
@@ -119,6 +119,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
+        self.check_space(0)?;
         let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
