@@ -6,7 +6,7 @@ use std::io;
 
 pub const HELP: &str = "\
 Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 version check lost, 5 token, 6 integrity, 7 denied,
-8 fsck found nothing worse than warnings.
+8 fsck found warnings only.
 
 OBJECT is ORG/PATH or an id (secret_…).";
 

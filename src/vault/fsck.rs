@@ -24,7 +24,7 @@ use super::ids::{Ino, ObjectId, OrgNo};
 use super::row::{Kind, Node};
 use super::{AuditEvent, Options, Patience, Place, Vault};
 use crate::keys::KeyError;
-use crate::store::{RealDisk, Rows, Segments, StateLock, StoreError};
+use crate::store::{RealDisk, Rows, SEGMENT_LIMIT, Segments, StateLock, StoreError};
 use census::Census;
 use repair::Fix;
 use std::collections::{BTreeMap, HashSet};
@@ -189,7 +189,7 @@ fn check_without_keys(state: &Path, found: Found, progress: Progress) -> Result<
         }
         Err(error) => return Err(error.into()),
     };
-    let segments = Segments::open(state, disk)?;
+    let segments = Segments::open(state, disk, SEGMENT_LIMIT)?;
     let mut found = |finding, _| found(finding);
     Check::new(&store, &segments, &mut found, progress).records()?;
     Ok(())

@@ -385,12 +385,7 @@ fn rows_that_do_not_fit_together_are_found_and_those_repaired_that_can_be() {
                     &[TaskMissing],
                     &[],
                 ),
-                (
-                    "work left undone",
-                    &|_, tx| tx.put((unused, Task::Reclaim), Pending { epoch: 0 }),
-                    &[Unfinished],
-                    &[],
-                ),
+                ("work left undone", &|_, tx| tx.put((small, Task::Commit), Pending { epoch: 0 }), &[Unfinished], &[]),
                 (
                     "work on an inode that is gone",
                     &|_, tx| tx.put((unused, Task::Commit), Pending { epoch: 0 }),
@@ -453,8 +448,8 @@ fn damaged_files_are_found_and_what_is_too_much_is_removed() {
             write(segment(state), at, &[byte[0] ^ 1]);
         };
         let blocks = |count: usize| vec![Block; count];
-        let all_blocks = [vec![SegmentMissing], blocks(5)].concat();
-        let after_first = [vec![SegmentShort], blocks(5)].concat();
+        let all_blocks = [vec![SegmentMissing], blocks(7)].concat();
+        let after_first = [vec![SegmentShort], blocks(7)].concat();
         let table: &[Damage] = &[
             ("a flipped bit in a segment", &|state| flip(state, 20_000), &[Block], &[Block]),
             ("a flipped bit of an earlier version", &|state| flip(state, 53_248 + 53_248 + 20_000), &[Block], &[Block]),
@@ -472,8 +467,8 @@ fn damaged_files_are_found_and_what_is_too_much_is_removed() {
                 &|state| {
                     copy_tree(&state.join("segments/00000002/00000000"), &segment(state));
                 },
-                &[SegmentShort, Block, Block, Block, Block, Block],
-                &[SegmentShort, Block, Block, Block, Block, Block],
+                &after_first,
+                &after_first,
             ),
             (
                 "bytes behind a segment's end",
@@ -593,7 +588,7 @@ fn rows_are_judged_by_table_with_keys_and_without() {
         }
         let lost: &[(Table, &[Code])] = &[
             (Table::Extent, &[ExtentMissing]),
-            (Table::Past, &[SegmentCount, LeakedSpace]),
+            (Table::Past, &[LeakedSpace, SegmentCount]),
             (Table::Buried, &[TombstoneIndex]),
         ];
         for (table, codes) in lost {
@@ -624,7 +619,7 @@ fn rows_are_judged_by_table_with_keys_and_without() {
         for how in [FsckOptions::default(), without] {
             let (findings, _) = sample.fsck(&state, how);
             assert!(
-                !findings.is_empty() && findings.iter().all(|f| f.code == Database || f.code == WrappedKey),
+                !findings.is_empty() && findings.iter().all(|f| [Database, NotChecked].contains(&f.code)),
                 "{findings:?}"
             );
             assert_eq!(findings[0].severity, Severity::Fatal);
@@ -694,9 +689,9 @@ fn a_lost_record_of_a_segment_costs_no_value() {
 }
 
 #[test]
-fn every_code_but_those_of_the_token_is_tested_here() {
+fn every_code_is_expected_by_a_test() {
     let text = include_str!("tests.rs");
     let name = |code: &Code| format!("{code:?}");
     let untested: Vec<String> = Code::ALL.iter().map(name).filter(|name| !text.contains(name.as_str())).collect();
-    assert_eq!(untested, ["NotChecked"], "no test forges these");
+    assert!(untested.is_empty(), "{untested:?}");
 }

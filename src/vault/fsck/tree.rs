@@ -64,6 +64,10 @@ impl Check<'_> {
     }
 
     fn judge_node(&mut self, c: &Census, ino: Ino, node: &NodeSeen) {
+        // The directory of an organization opens without the organization's key, and nothing in it does.
+        if !self.opens(ino.organization()) {
+            return;
+        }
         let place = row::<Node>(ino);
         let names = c.names.get(&ino).copied().unwrap_or(0);
         let nameless = ino == Ino::ROOT || node.grave.is_some() || node.links == 0;
@@ -177,7 +181,8 @@ impl Check<'_> {
     }
 
     fn judge_counts_of(&mut self, c: &Census, ino: Ino, node: &NodeSeen) {
-        if !self.trusts(ino.organization()) || !self.trusts(named_by(ino)) {
+        let org = ino.organization();
+        if !self.opens(org) || !self.trusts(org) || !self.trusts(named_by(ino)) {
             return;
         }
         let place = row::<Node>(ino);
