@@ -35,7 +35,7 @@ pub struct Census {
     /// Objects with a version that names a content.
     pub named: HashMap<Ino, Vec<ObjectId>>,
     /// Tombstones with the hash of their path.
-    pub graves: HashMap<(OrgNo, u64), Option<(Ino, [u8; 16])>>,
+    pub graves: HashMap<(OrgNo, u64), Option<GraveSeen>>,
     pub buried: HashMap<(OrgNo, [u8; 16]), Option<Vec<u64>>>,
     pub tasks: HashSet<(Ino, Task)>,
     /// Bytes that the live pieces of a content take; of one that has any piece.
@@ -48,6 +48,9 @@ pub struct Census {
     /// Bytes of extents to be read.
     pub bytes: u64,
 }
+
+/// A tombstone's inode and the hash of its path.
+type GraveSeen = (Ino, [u8; 16]);
 
 #[derive(Clone, Copy)]
 pub struct NodeSeen {

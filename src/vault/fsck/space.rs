@@ -16,9 +16,6 @@ impl Check<'_> {
         let mut files: BTreeMap<(OrgNo, u32), u64> = BTreeMap::new();
         let mut remains = c.remains.clone();
         for org in self.segments.organizations()? {
-            if self.everything_is_damaged {
-                break;
-            }
             if !c.organizations.contains_key(&OrgNo(org)) {
                 remains.insert(OrgNo(org));
                 continue;

@@ -97,9 +97,12 @@ impl Sample {
         vault.on_report(Box::new(|_| ()));
         let read = |path: &&'static str| {
             let mut value = Vec::new();
+            let mut add = |part: &[u8]| {
+                value.extend_from_slice(part);
+                Ok(())
+            };
             let id = vault.find_object(format!("acme/{path}").as_bytes()).ok();
-            let read =
-                id.and_then(|id| vault.read_object(id, None, &mut |part| Ok(value.extend_from_slice(part))).ok());
+            let read = id.and_then(|id| vault.read_object(id, None, &mut add).ok());
             (*path, read.map(|()| value))
         };
         let values = FILES.iter().map(read).collect();
