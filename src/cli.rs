@@ -1,11 +1,12 @@
 //! The command line: every command, what it is called, and where it leads.
 //!
-//! `init`, `mount`, `umount` and `doctor` act by themselves; all others are requests to the vault's API
-//! ([`client`]). Called as `mount.fuse.vaultfs` the program is a helper of mount(8) ([`helper`]).
+//! `init`, `mount`, `umount`, `doctor` and `fsck` where nobody serves the vault act by themselves; all others are
+//! requests to the vault's API ([`client`]). Called as `mount.fuse.vaultfs` the program is a helper of mount(8) ([`helper`]).
 
 mod client;
 mod doctor;
 mod exit;
+mod fsck;
 mod helper;
 mod mount;
 mod objects;
@@ -52,8 +53,8 @@ enum Command {
     Umount(umount::Umount),
     /// Show the state of the vault and its token
     Status,
-    /// Open every record and block of the vault and report what is not authentic
-    Fsck,
+    /// Check that everything is authentic and fits together; repair what can be repaired
+    Fsck(fsck::Fsck),
     /// Check what a mount needs, and say how to get what is missing
     Doctor,
     /// Organizations: tenants, each with its own keys
@@ -89,7 +90,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Mount(mount) => mount.run(global),
         Command::Umount(umount) => umount.run(global),
         Command::Status => vault::status(global),
-        Command::Fsck => vault::fsck(global),
+        Command::Fsck(fsck) => fsck.run(global),
         Command::Doctor => doctor::run(global),
         Command::Org(org) => org.run(global),
         Command::Object(object) => object.run(global),
@@ -119,6 +120,7 @@ mod tests {
             "mount /s /m -f -o ro,keep_versions=3 -o noatime --json",
             "umount /m --json",
             "--vault /s status --json",
+            "fsck --repair --report /r --json",
             "org create acme --owner 1000:1000 --mode 0750 --json",
             "object list acme/db --vault /s --json",
             "object put acme/db/pw --if-version 3 --json",

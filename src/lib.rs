@@ -20,3 +20,7 @@ pub mod fs;
 pub mod keys;
 pub mod store;
 pub mod vault;
+
+// The tests' token is shared with the tests beside the library.
+#[cfg(test)]
+extern crate self as vaultfs;

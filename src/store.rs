@@ -20,7 +20,7 @@ mod table;
 pub use disk::{Disk, Op, RealDisk};
 pub use lock::StateLock;
 pub use reserve::Reserve;
-pub use rows::{Durability, Rows, Statistics};
+pub use rows::{Durability, Rows, Snapshot, Statistics};
 pub use segments::{Place, SEGMENT_LIMIT, Segments};
 pub use space::{Space, space};
 pub use table::{Change, Key, Table};

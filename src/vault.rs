@@ -27,12 +27,17 @@ mod row;
 mod settings;
 mod storing;
 mod time;
+#[cfg(test)]
+#[path = "../tests/keys/token.rs"]
+#[allow(dead_code, reason = "the tests of the keys use the rest")]
+mod token;
 mod tree;
 mod types;
 mod writer;
 
 pub use crate::keys::Patience;
 pub use error::{Error, Place, Result};
+pub use fsck::{Finding, FindingCode, FindingPlace, FsckOptions, Lost, LostVersion, Severity};
 pub use header::FORMAT;
 pub use ids::{Ino, ObjectId, OrgId, OrgNo, VaultId, VersionId};
 pub use settings::Settings;
@@ -50,6 +55,7 @@ use records::{Records, Tx};
 use row::{Node, Task};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use storing::FreedRuns;
@@ -86,6 +92,8 @@ pub struct Vault {
     audited: AuditHook,
     reported: Hook<String>,
     closing: Closing,
+    /// Whether somebody may change it: not while it is only checked.
+    serving: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Held for as long as the state directory is ours; released last.
     lock: Mutex<Option<StateLock>>,

@@ -30,6 +30,8 @@ mod outage;
 mod saving;
 #[path = "mount/secrecy.rs"]
 mod secrecy;
+#[path = "mount/space.rs"]
+mod space;
 #[path = "mount/tombstones.rs"]
 mod tombstones;
 #[path = "mount/version_check.rs"]

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 use token::Token;
-use vaultfs::vault::{Access, Caller, Error, Finding, Ino, Make, ObjectId, Options, Result, SetXattr, Vault};
+use vaultfs::vault::{
+    Access, Caller, Error, Finding, FindingCode, Ino, Make, ObjectId, Options, Result, SetXattr, Severity, Vault,
+};
 
 const TABLES: [&str; 13] = [
     "organization",
@@ -212,11 +214,12 @@ fn hex(bytes: &[u8]) -> String {
 fn assert_found(judged: &std::result::Result<Vec<Finding>, Error>, table: &str, key: &[u8], what: &str) {
     match judged {
         Ok(findings) => {
-            let named = findings.iter().any(|f| {
-                (f.place.contains(table) && f.place.contains(&hex(key))) || f.kind.starts_with("organization")
-            });
-            assert!(named, "{what}: {findings:?}");
-            assert!(findings.iter().any(|f| f.severity == "error"), "{what}: {findings:?}");
+            let row = hex(key);
+            let there = |f: &&Finding| f.place.table.as_deref() == Some(table) && f.place.row.as_ref() == Some(&row);
+            let named = findings.iter().find(there).unwrap_or_else(|| panic!("{what}: {findings:?}"));
+            assert_eq!(named.severity, Severity::Error, "{what}: {findings:?}");
+            let codes = [FindingCode::RowNotAuthentic, FindingCode::RowOwner, FindingCode::WrappedKey];
+            assert!(codes.contains(&named.code), "{what}: {findings:?}");
         }
         Err(error) => assert_eq!(error.errno(), libc::EIO, "{what}: {error}"),
     }
@@ -288,7 +291,7 @@ fn a_changed_or_foreign_segment_is_an_error_and_found() {
             let (judged, lost) = sample.judge(&state, &what);
             let findings = judged.unwrap();
             assert!(
-                findings.iter().all(|f| f.kind == "block" && f.place.contains("segment 00000001/00000000")),
+                findings.iter().all(|f| f.code == FindingCode::Block && f.place.file == "segments/00000001/00000000"),
                 "{findings:?}"
             );
             assert!(!findings.is_empty() && (1..=3).contains(&lost), "{what}: {lost} lost, {findings:?}");
@@ -299,7 +302,7 @@ fn a_changed_or_foreign_segment_is_an_error_and_found() {
             fs::write(segment(&state, 1), bytes).unwrap();
             let (judged, lost) = sample.judge(&state, what);
             let findings = judged.unwrap();
-            assert!(findings.iter().any(|f| f.kind == "block"), "{what}: {findings:?}");
+            assert!(findings.iter().any(|f| f.code == FindingCode::Block), "{what}: {findings:?}");
             assert!(lost >= 2 && lost < sample.seen.len() / 2, "{what}: {lost} lost");
         }
     });

@@ -135,10 +135,15 @@ pub struct Deleted {
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "snake_case")]
 pub enum FsckLine {
-    Progress { done: u64, total: u64 },
-    Finding(crate::vault::Finding),
+    /// Bytes.
+    Progress {
+        done: u64,
+        total: u64,
+    },
+    Finding(Box<crate::vault::Finding>),
+    Lost(crate::vault::Lost),
     Failed(super::Problem),
-    Done { findings: u64 },
+    Done,
 }
 
 /// The answer of `GET /status`: the vault's state, and whether a daemon gave it.

@@ -40,20 +40,21 @@ enum Way {
 }
 
 impl Client {
+    /// The daemon, or else the vault in this process.
     pub fn new(state: &Path) -> Result<Client, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Failure::io("cannot start", e))?;
-        let deadline = Instant::now() + PATIENCE;
-        let way = loop {
-            if let Some(daemon) = runtime.block_on(reach(state))? {
-                break daemon;
-            }
-            match StateLock::holder(state) {
-                Some(_) if Instant::now() < deadline => std::thread::sleep(BETWEEN_LOOKS),
-                _ => break open(state)?,
-            }
+        let runtime = runtime()?;
+        let way = match wait_for_daemon(&runtime, state)? {
+            Some(daemon) => daemon,
+            None => open(state)?,
         };
         Ok(Client { runtime, way: Some(way) })
+    }
+
+    /// The daemon, if there is one.
+    pub fn of_daemon(state: &Path) -> Result<Option<Client>, Failure> {
+        let runtime = runtime()?;
+        let way = wait_for_daemon(&runtime, state)?;
+        Ok(way.map(|way| Client { runtime, way: Some(way) }))
     }
 
     /// An answer in JSON.
@@ -149,6 +150,25 @@ impl Answer<'_> {
     }
 }
 
+fn runtime() -> Result<Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::io("cannot start", e))
+}
+
+/// Waits as long as somebody who does not listen, or not yet, owns the state directory.
+fn wait_for_daemon(runtime: &Runtime, state: &Path) -> Result<Option<Way>, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(daemon) = runtime.block_on(reach(state))? {
+            return Ok(Some(daemon));
+        }
+        match StateLock::holder(state) {
+            Some(_) if Instant::now() < deadline => std::thread::sleep(BETWEEN_LOOKS),
+            _ => return Ok(None),
+        }
+    }
+}
+
 /// The daemon, if one listens.
 async fn reach(state: &Path) -> Result<Option<Way>, Failure> {
     let socket = match control::connect(state).await {
@@ -163,21 +183,27 @@ async fn reach(state: &Path) -> Result<Option<Way>, Failure> {
     Ok(Some(Way::Daemon(daemon, connection)))
 }
 
-/// The vault itself, in this process.
-fn open(state: &Path) -> Result<Way, Failure> {
+/// How this process opens a vault itself, and the log that it then writes.
+pub fn options(state: &Path) -> Result<(Options, Arc<Audit>), Failure> {
     process::keep_secrets();
     let peer = Peer::this_process();
-    let owner = peer.uid.unwrap_or(0);
-    Vault::check(state).map_err(|e| Failure::from(Problem::from(e)))?;
     let audit = Audit::open(state, Box::new(|why| log::error(&why)));
     let audit = Arc::new(audit.map_err(|e| Failure::io(state.join("audit").display(), e))?);
     let record = audit.clone();
     let options = Options {
-        owner_uid: owner,
+        owner_uid: peer.uid.unwrap_or(0),
         owner_gid: peer.gid,
         audit: AuditHook::new(move |event| record.record(event)),
         ..Options::default()
     };
+    Ok((options, audit))
+}
+
+/// The vault itself, in this process.
+fn open(state: &Path) -> Result<Way, Failure> {
+    Vault::check(state).map_err(|e| Failure::from(Problem::from(e)))?;
+    let (options, audit) = options(state)?;
+    let owner = options.owner_uid;
     let vault = Vault::open(state, options).map_err(|e| Failure::from(Problem::from(e)))?;
     Ok(Way::InProcess(api::router(Api::new(vault.clone(), audit, owner, None)), vault))
 }

@@ -5,21 +5,22 @@ use std::fmt::{self, Display};
 use std::io;
 
 pub const HELP: &str = "\
-Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 version check lost, 5 token, 6 integrity, 7 denied.
+Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 version check lost, 5 token, 6 integrity, 7 denied,
+8 fsck found warnings only.
 
 OBJECT is ORG/PATH or an id (secret_…).";
 
 /// Why a command did not do it.
 #[derive(Debug)]
 pub struct Failure {
-    code: Code,
+    exit: u8,
     message: String,
     remedy: Option<&'static str>,
 }
 
 impl Failure {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Failure { code, message: message.into(), remedy: remedy(code) }
+        Failure { exit: exit_code(code), message: message.into(), remedy: remedy(code) }
     }
 
     pub fn with_remedy(self, remedy: &'static str) -> Self {
@@ -44,16 +45,27 @@ impl Failure {
         Failure { message: format!("{what}: {}", self.message), ..self }
     }
 
+    /// `fsck` found something, and nothing is damaged.
+    pub fn warnings(message: impl Into<String>) -> Self {
+        Failure { exit: WARNINGS, message: message.into(), remedy: None }
+    }
+
     pub fn exit(&self) -> u8 {
-        match self.code {
-            Code::Failure | Code::Exists | Code::NotEmpty | Code::NoSpace => 1,
-            Code::Invalid => 2,
-            Code::NotFound => 3,
-            Code::VersionLost => 4,
-            Code::Token => 5,
-            Code::Integrity => 6,
-            Code::Denied => 7,
-        }
+        self.exit
+    }
+}
+
+const WARNINGS: u8 = 8;
+
+fn exit_code(code: Code) -> u8 {
+    match code {
+        Code::Failure | Code::Exists | Code::NotEmpty | Code::NoSpace => 1,
+        Code::Invalid => 2,
+        Code::NotFound => 3,
+        Code::VersionLost => 4,
+        Code::Token => 5,
+        Code::Integrity => 6,
+        Code::Denied => 7,
     }
 }
 
@@ -101,6 +113,7 @@ mod tests {
         for (code, exit) in table {
             assert_eq!(Failure::from(Problem::new(code, "x")).exit(), exit, "{code:?}");
         }
+        assert_eq!(Failure::warnings("x").exit(), 8);
     }
 
     #[test]

@@ -1,16 +1,15 @@
-//! `vaultfs init`, `status` and `fsck`: the vault as a whole.
+//! `vaultfs init` and `status`: the vault as a whole.
 
 use super::client::Client;
 use super::exit::Failure;
-use super::output::{fields, print, print_json, shown, write};
+use super::output::{fields, print, print_json, shown};
 use super::{Global, place};
-use crate::api::shape::{FsckLine, Status};
-use crate::api::{Code, Problem};
+use crate::api::Problem;
+use crate::api::shape::Status;
 use crate::daemon::process;
 use crate::vault::Vault;
 use axum::http::Method;
 use clap::Args;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -67,53 +66,4 @@ pub fn status(global: &Global) -> Result<(), Failure> {
         lines.push(("token error", error.clone()));
     }
     print(&fields(&lines))
-}
-
-/// Findings as they come; on a terminal the progress too.
-pub fn fsck(global: &Global) -> Result<(), Failure> {
-    let mut client = Client::new(&place::state(global)?)?;
-    let progress = std::io::stderr().is_terminal() && !global.json;
-    let (mut pending, mut end) = (Vec::new(), None);
-    client.stream(Method::POST, "/fsck", &mut |piece| {
-        if global.json {
-            write(piece)?;
-        }
-        pending.extend_from_slice(piece);
-        while let Some(at) = pending.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = pending.drain(..=at).collect();
-            let line = serde_json::from_slice(&line)
-                .map_err(|e| Failure::new(Code::Failure, format!("the check's report is not understood: {e}")))?;
-            match line {
-                FsckLine::Progress { done, total } if progress => eprint!("\r{done} of {total}\x1b[K"),
-                FsckLine::Finding(finding) if !global.json => {
-                    if progress {
-                        eprint!("\r\x1b[K");
-                    }
-                    print(&told(&finding))?;
-                }
-                FsckLine::Done { .. } | FsckLine::Failed(_) => end = Some(line),
-                FsckLine::Progress { .. } | FsckLine::Finding(_) => {}
-            }
-        }
-        Ok(())
-    })?;
-    if progress {
-        eprint!("\r\x1b[K");
-    }
-    match end {
-        Some(FsckLine::Done { findings: 0 }) if global.json => Ok(()),
-        Some(FsckLine::Done { findings: 0 }) => print("everything that was opened is authentic\n"),
-        Some(FsckLine::Done { findings }) => {
-            let count = if findings == 1 { "1 finding".into() } else { format!("{findings} findings") };
-            Err(Failure::new(Code::Integrity, count).with_remedy("what they name is to be restored from a copy"))
-        }
-        Some(FsckLine::Failed(problem)) => Err(problem.into()),
-        _ => Err(Failure::new(Code::Failure, "the check broke off before its end")),
-    }
-}
-
-fn told(finding: &crate::vault::Finding) -> String {
-    let object = finding.object.as_deref().map(|object| format!(" of {object}")).unwrap_or_default();
-    let (severity, kind, place) = (&finding.severity, &finding.kind, shown(&finding.place));
-    format!("{severity:<7}  {kind}  {place}{object}: {}\n", shown(&finding.message))
 }

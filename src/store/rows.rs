@@ -6,6 +6,7 @@
 //! than [`CHECKPOINT_PAGES`] in the log checkpoints as much as readers allow; readers never wait for either.
 
 mod readers;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vfs;
@@ -38,6 +39,8 @@ const WRITER_CACHE_KIB: u32 = 16 << 10;
 const STATEMENTS: usize = 64;
 /// Only a truncating checkpoint waits, for readers that are in the middle of a scan.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+pub use snapshot::Snapshot;
 
 /// What must have happened when a commit returns.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -143,16 +146,7 @@ impl Rows {
 
     /// At most `limit` rows with `from <= key < to`, in the order of their keys.
     pub fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>> {
-        self.read(|reader| {
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let mut statement = reader.prepare_cached(table.sql().scan)?;
-            let rows = statement.query_map((from, to, limit), |row| {
-                let key = row.get_ref(0)?.as_blob()?;
-                let too_long = FromSqlError::InvalidBlobSize { expected_size: Key::MAX, blob_size: key.len() };
-                Ok((Key::new(key).ok_or(too_long)?, value(row, 1)?))
-            })?;
-            rows.collect()
-        })
+        self.read(|reader| scan(reader, table, from, to, limit))
     }
 
     /// How many rows the table has; reads all of its pages.
@@ -225,10 +219,10 @@ impl Rows {
         writer.into_inner().close().map_err(|(_, error)| failed(&vfs, &path, "close", error))
     }
 
-    /// What SQLite finds wrong with the file (`PRAGMA quick_check`); nothing when it is sound.
+    /// What SQLite finds wrong with the file (`PRAGMA integrity_check`); nothing when it is sound.
     pub fn integrity_check(&self) -> Result<Vec<String>> {
         let findings: Vec<String> =
-            self.read(|reader| reader.prepare("PRAGMA quick_check")?.query_map((), |row| row.get(0))?.collect())?;
+            self.read(|reader| reader.prepare("PRAGMA integrity_check")?.query_map((), |row| row.get(0))?.collect())?;
         Ok(findings.into_iter().filter(|finding| finding != "ok").collect())
     }
 
@@ -295,6 +289,23 @@ fn failed(vfs: &Vfs, path: &Path, what: &'static str, error: rusqlite::Error) ->
         }
         _ => StoreError::io(what, path, io::Error::other(error)),
     }
+}
+
+fn scan(
+    reader: &Connection,
+    table: Table,
+    from: &[u8],
+    to: &[u8],
+    limit: usize,
+) -> rusqlite::Result<Vec<(Key, Vec<u8>)>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut statement = reader.prepare_cached(table.sql().scan)?;
+    let rows = statement.query_map((from, to, limit), |row| {
+        let key = row.get_ref(0)?.as_blob()?;
+        let too_long = FromSqlError::InvalidBlobSize { expected_size: Key::MAX, blob_size: key.len() };
+        Ok((Key::new(key).ok_or(too_long)?, value(row, 1)?))
+    })?;
+    rows.collect()
 }
 
 /// A value as its bytes. What is no blob was not written here, and does not authenticate either.

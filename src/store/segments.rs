@@ -15,6 +15,7 @@ use files::{Files, Segment};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -169,6 +170,15 @@ impl Segments {
     /// directory. Files with other names are passed over.
     pub fn list(&self, org: u32) -> Result<Vec<(u32, u64)>> {
         self.files.segments(org)
+    }
+
+    /// Where the file system keeps blocks for a segment (`SEEK_DATA`), in order; nothing when there is no file.
+    pub fn data(&self, org: u32, segment: u32) -> Result<Vec<Range<u64>>> {
+        let segment = Segment { org, number: segment };
+        match self.files.existing(segment)? {
+            Some(file) => files::data_ranges(&file).map_err(|error| self.files.failed("look at", segment, error)),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The organizations that have a directory, in order.

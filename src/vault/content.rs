@@ -323,7 +323,7 @@ impl Vault {
         Ok(())
     }
 
-    fn read_stored(&self, org: OrgNo, piece: &Piece, from: usize, data: &mut [u8]) -> Result<()> {
+    pub(super) fn read_stored(&self, org: OrgNo, piece: &Piece, from: usize, data: &mut [u8]) -> Result<()> {
         match &piece.bytes {
             Stored::Inline(bytes) => {
                 let part = bytes.get(from..from + data.len()).ok_or(Error::Corrupt(Place {

@@ -168,7 +168,7 @@ impl Piece {
 }
 
 /// What a piece costs: whole blocks of a segment, or its ciphertext in a row.
-fn stored_bytes(piece: &Piece) -> u64 {
+pub fn stored_bytes(piece: &Piece) -> u64 {
     match &piece.bytes {
         Stored::Segment(_) => u64::from(piece.len).div_ceil(UNIT) * UNIT,
         Stored::Inline(_) => u64::from(piece.len).div_ceil(512) * 512,

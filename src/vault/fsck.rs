@@ -1,258 +1,370 @@
-//! `fsck`: opens every record and block that it has keys for, and follows what they name.
+//! `fsck`: reads every record and block that it has keys for, and judges whether they fit together.
+//!
+//! ```text
+//! snapshot of the records ── census.rs: shape of each row, opened ── tree.rs, space.rs: do they fit?
+//! blocks.rs: every wrapped key and block ── what of which version is gone
+//! repair.rs: what can be mended without guessing
+//! ```
+//! A vault that serves a mount is checked as its records stood at one instant; what only a crash or damage leaves
+//! behind is looked for where nobody serves it.
+
+mod blocks;
+mod census;
+mod finding;
+mod repair;
+mod space;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use finding::{Finding, FindingCode, FindingPlace, Lost, LostVersion, Severity};
 
 use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgNo};
-use super::records::hex;
-use super::row::{
-    Attributes, Buried, ContentRecord, Entry, Extent, Freed, Kind, Node, Object, OrgRecord, Past, Pending, Piece,
-    Record, RowAt, Segment, Stored, Tombstone, VaultRecord,
-};
-use super::types::Finding;
-use super::{Patience, Vault};
-use crate::store::{Key, Table};
+use super::row::{Kind, Node};
+use super::{AuditEvent, Options, Patience, Place, Vault};
+use crate::keys::KeyError;
+use crate::store::{RealDisk, Rows, SEGMENT_LIMIT, Segments, StateLock, StoreError};
+use census::Census;
+use repair::Fix;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-/// What fsck tells while it works.
+/// Mending one thing can show the next; more often than this it does not.
+const ROUNDS: usize = 6;
+
+type Found<'a> = &'a mut dyn FnMut(Finding);
+/// Is told bytes done and bytes in all, as far as they are known.
+type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// How to check a vault that nobody serves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsckOptions {
+    /// Asks no token: what can be said without opening anything.
+    pub without_keys: bool,
+    pub repair: bool,
+}
+
+/// What a check knows while it works.
 struct Check<'a> {
-    vault: &'a Vault,
-    found: &'a mut dyn FnMut(Finding),
-    progress: &'a mut dyn FnMut(u64, u64),
+    store: &'a Rows,
+    segments: &'a Segments,
+    /// None without keys.
+    vault: Option<&'a Vault>,
+    /// Whether somebody may change the vault while this looks.
+    serving: bool,
+    found: &'a mut dyn FnMut(Finding, Option<Fix>),
+    progress: Progress<'a>,
     done: u64,
     total: u64,
+    names: BTreeMap<OrgNo, String>,
+    /// Organizations of which a row is missing or does not open: what nothing names there may be needed all the same.
+    damaged: HashSet<OrgNo>,
+    everything_is_damaged: bool,
+    gone: blocks::AllGone,
+}
+
+/// What a finding is about.
+enum Subject {
+    Vault,
+    Organization(OrgNo),
+    Inode(Ino),
+    Object(OrgNo, ObjectId),
+    Path(OrgNo, Option<String>),
+}
+
+impl Subject {
+    /// Number 0 is the vault's own.
+    fn organization(org: OrgNo) -> Self {
+        if org == OrgNo::VAULT { Subject::Vault } else { Subject::Organization(org) }
+    }
 }
 
 impl Vault {
-    /// Calls `found` for each finding and `progress` with records checked so far and in total.
-    pub fn fsck(&self, found: &mut dyn FnMut(Finding), progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.sync()?;
-        let mut total = 0;
-        for table in Table::ALL {
-            total += self.records.store.count(table)?;
+    /// Checks a vault, also while it serves a mount. Calls `found` for each finding; returns what is lost.
+    pub fn fsck(&self, found: Found, progress: Progress) -> Result<Vec<Lost>> {
+        self.audit(AuditEvent { detail: Some("fsck".into()), ..AuditEvent::new("key.unwrapped") });
+        // Where writing has stopped, what is stored is checked all the same.
+        let _ = self.sync();
+        self.examine(true, &mut |finding, _| found(finding), progress)
+    }
+
+    /// As [`Vault::fsck`], opening nothing.
+    pub fn fsck_without_keys(&self, found: Found, progress: Progress) -> Result<()> {
+        let _ = self.sync();
+        let mut found = |finding, _| found(finding);
+        let mut check = Check::new(&self.records.store, &self.segments, &mut found, progress);
+        check.serving = self.serving.load(Ordering::Relaxed);
+        check.records()?;
+        Ok(())
+    }
+
+    /// Checks a state directory that nobody serves: `options` say where its keys are. [`StoreError::Locked`] while
+    /// somebody does. A vault that does not open is a finding, as far as damage is why.
+    pub fn fsck_offline(
+        state: &Path,
+        options: &Options,
+        how: FsckOptions,
+        found: Found,
+        progress: Progress,
+    ) -> Result<Vec<Lost>> {
+        if how.without_keys {
+            check_without_keys(state, found, progress)?;
+            return Ok(Vec::new());
         }
-        let mut check = Check { vault: self, found, progress, done: 0, total };
-        for problem in self.records.store.integrity_check()? {
-            check.find("fatal", "database", None, "records.db".into(), problem);
-        }
-        for organization in self.organizations.all() {
-            if let Err(error) = self.enter(Ino::graveyard_of(organization.no), Patience::Wait) {
-                let message = format!("its records were not checked: {error}");
-                let severity = if matches!(error, Error::Corrupt(_)) { "error" } else { "warning" };
-                check.find(severity, "organization key", None, organization.id.to_string(), message);
+        for round in 0.. {
+            let vault = match Vault::inspect(state, options.clone()) {
+                Ok(vault) => vault,
+                Err(error) => {
+                    let Some(fatal) = why_closed(&error) else { return Err(error) };
+                    found(fatal);
+                    check_without_keys(state, found, progress)?;
+                    return Ok(Vec::new());
+                }
+            };
+            if round == 0 {
+                vault.audit(AuditEvent { detail: Some("fsck".into()), ..AuditEvent::new("key.unwrapped") });
             }
+            if how.repair && round < ROUNDS {
+                let mut all = Vec::new();
+                vault.examine(false, &mut |finding, fix| all.push((finding, fix)), progress)?;
+                if all.iter().any(|(_, fix)| fix.is_some()) {
+                    let mended = vault.mend(&mut all);
+                    vault.close()?;
+                    mended?;
+                    let repaired: Vec<_> = all.into_iter().map(|(f, _)| f).filter(|f| f.repaired).collect();
+                    let any = !repaired.is_empty();
+                    repaired.into_iter().for_each(&mut *found);
+                    if any {
+                        continue;
+                    }
+                    let vault = Vault::inspect(state, options.clone())?;
+                    let lost = vault.examine(true, &mut |finding, _| found(finding), progress);
+                    vault.close()?;
+                    return lost;
+                }
+            }
+            let lost = vault.examine(true, &mut |finding, _| found(finding), progress);
+            vault.close()?;
+            return lost;
         }
-        for table in Table::ALL {
-            check.table(table)?;
+        unreachable!("the last round returns")
+    }
+
+    /// `contents`: whether the blocks are read too, and not the records alone.
+    fn examine(
+        &self,
+        contents: bool,
+        found: &mut dyn FnMut(Finding, Option<Fix>),
+        progress: Progress,
+    ) -> Result<Vec<Lost>> {
+        let mut check = Check::new(&self.records.store, &self.segments, found, progress);
+        check.vault = Some(self);
+        check.serving = self.serving.load(Ordering::Relaxed);
+        check.organizations(self);
+        let census = check.records()?;
+        if !contents {
+            return Ok(Vec::new());
         }
-        check.segments()
+        check.total = check.done + census.bytes;
+        let without_pieces = census.contents.keys().filter(|ino| !census.stored.contains_key(ino)).copied().collect();
+        drop(census);
+        check.open_keys(self, without_pieces);
+        check.open_blocks(self)?;
+        check.lost(self)
     }
 }
 
-impl Check<'_> {
-    fn find(&mut self, severity: &str, kind: &str, object: Option<ObjectId>, place: String, message: String) {
-        (self.found)(Finding {
-            severity: severity.into(),
-            kind: kind.into(),
-            object: object.map(|id| id.to_string()),
-            place,
-            message,
-        });
-    }
+/// Checks what needs no key, and says what that leaves out.
+fn check_without_keys(state: &Path, found: Found, progress: Progress) -> Result<()> {
+    let _lock = StateLock::take(state)?;
+    let disk = Arc::new(RealDisk);
+    let store = match Rows::open(state, disk.clone()) {
+        Ok(store) => store,
+        Err(StoreError::Corrupt(why)) => {
+            found(Finding::new(FindingCode::Database, FindingPlace::file("records.db"), why));
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let segments = Segments::open(state, disk, SEGMENT_LIMIT)?;
+    let mut found = |finding, _| found(finding);
+    Check::new(&store, &segments, &mut found, progress).records()?;
+    Ok(())
+}
 
-    fn table(&mut self, table: Table) -> Result<()> {
-        let mut from = Key::from(&[][..]);
-        let end = Key::from(&[0xFF; 24][..]);
-        loop {
-            let rows = self.vault.records.store.scan(table, &from, &end, 500)?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
-            from = last.successor();
-            for (key, sealed) in &rows {
-                self.row(table, *key, sealed);
-            }
-            self.done += rows.len() as u64;
-            (self.progress)(self.done.min(self.total), self.total);
+/// The finding that stands for a vault that does not open, if damage is why.
+fn why_closed(error: &Error) -> Option<Finding> {
+    let (code, place) = match error {
+        Error::Edited(_) => (FindingCode::Header, FindingPlace::file("vault.json")),
+        Error::Corrupt(_) => (FindingCode::VaultRecord, FindingPlace::file("records.db")),
+        Error::Store(StoreError::Corrupt(_)) => (FindingCode::Database, FindingPlace::file("records.db")),
+        Error::Key(KeyError::NoSuchKey(_)) => {
+            let fatal = Finding::new(FindingCode::KekMissing, FindingPlace::file("token"), error.to_string());
+            return Some(Finding { severity: Severity::Fatal, ..fatal });
+        }
+        _ => return None,
+    };
+    Some(Finding::new(code, place, error.to_string()))
+}
+
+impl<'a> Check<'a> {
+    fn new(
+        store: &'a Rows,
+        segments: &'a Segments,
+        found: &'a mut dyn FnMut(Finding, Option<Fix>),
+        progress: Progress<'a>,
+    ) -> Self {
+        Check {
+            store,
+            segments,
+            vault: None,
+            serving: false,
+            found,
+            progress,
+            done: 0,
+            total: 0,
+            names: BTreeMap::new(),
+            damaged: HashSet::new(),
+            everything_is_damaged: false,
+            gone: Default::default(),
         }
     }
 
-    fn row(&mut self, table: Table, key: Key, sealed: &[u8]) {
-        let org = OrgNo(sealed.first_chunk().map_or(u32::MAX, |org| u32::from_be_bytes(*org)));
-        if !self.vault.records.has_sealer(org) {
-            let known = self.vault.organizations.find(org).is_some();
-            if !known {
-                let message = "it names an organization that is not there".into();
-                self.find("error", "record", None, format!("{} {}", table.name(), hex(&key)), message);
+    /// Gets the keys of the organizations' records.
+    fn organizations(&mut self, vault: &Vault) {
+        for organization in vault.organizations.all() {
+            self.names.insert(organization.no, organization.id.to_string());
+            let Err(error) = vault.enter(Ino::graveyard_of(organization.no), Patience::Wait) else { continue };
+            let subject = Subject::Organization(organization.no);
+            let key = organization.no.0.to_be_bytes();
+            let row = FindingPlace::row(crate::store::Table::Organization, &key);
+            match &error {
+                Error::Corrupt(Place { .. }) => {
+                    let message = format!("the key of its records does not open: {error}");
+                    self.find(FindingCode::WrappedKey, subject, row, message, None);
+                }
+                Error::Key(KeyError::NoSuchKey(_)) => {
+                    let message = format!("{error}: nothing of the organization can be read");
+                    self.find(FindingCode::KekMissing, subject, FindingPlace::file("token"), message, None);
+                }
+                _ => {
+                    let message = format!("the organization was not checked: {error}");
+                    self.find(FindingCode::NotChecked, subject, FindingPlace::file("token"), message, None);
+                }
             }
-            return;
         }
-        let at = RowAt { table, key, sealed_for: org };
-        let result = match table {
-            Table::Organization if *key == *OrgRecord::at(OrgNo::VAULT).key => {
-                self.open::<VaultRecord>(&at, sealed).map(drop)
+    }
+
+    /// SQLite's own check, the census, and the judgement on it.
+    fn records(&mut self) -> Result<Census> {
+        match self.store.integrity_check() {
+            Ok(problems) => {
+                for problem in problems {
+                    self.everything_is_damaged = true;
+                    let place = FindingPlace::file("records.db");
+                    self.find(FindingCode::Database, Subject::Vault, place, problem, None);
+                }
             }
-            Table::Organization => self.open::<OrgRecord>(&at, sealed).map(drop),
-            Table::Node => self.open::<Node>(&at, sealed).map(|node| self.node(&key, &node)),
-            Table::Entry => self.open::<Entry>(&at, sealed).map(|entry| self.entry(&key, &entry)),
-            Table::Attributes => self.open::<Attributes>(&at, sealed).map(drop),
-            Table::Content => self.open::<ContentRecord>(&at, sealed).map(|_| self.content(&key)),
-            Table::Extent => self.open::<Extent>(&at, sealed).map(|e| self.piece(&key, 8, &e.0)),
-            Table::Past => self.open::<Past>(&at, sealed).map(|p| self.piece(&key, 16, &p.0)),
-            Table::Object => self.open::<Object>(&at, sealed).map(|object| self.object(&key, org, &object)),
-            Table::Tombstone => self.open::<Tombstone>(&at, sealed).map(|grave| self.grave(&key, &grave)),
-            Table::Buried => self.open::<Buried>(&at, sealed).map(drop),
-            Table::Pending => self.open::<Pending>(&at, sealed).map(drop),
-            Table::Segment => self.open::<Segment>(&at, sealed).map(drop),
-            Table::Freed => self.open::<Freed>(&at, sealed).map(drop),
+            Err(StoreError::Corrupt(why)) => {
+                self.everything_is_damaged = true;
+                self.find(FindingCode::Database, Subject::Vault, FindingPlace::file("records.db"), why, None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let store = self.store;
+        let snapshot = store.snapshot()?;
+        self.total = snapshot.size()?;
+        let census = self.take_census(&snapshot)?;
+        drop(snapshot);
+        self.done = self.total;
+        self.judge_tree(&census);
+        self.judge_space(&census)?;
+        Ok(census)
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        (self.progress)(self.done.min(self.total), self.total);
+    }
+
+    /// Whether every row of the organization is there, as far as is known.
+    fn trusts(&self, org: OrgNo) -> bool {
+        !self.everything_is_damaged && !self.damaged.contains(&org)
+    }
+
+    /// Whether the organization's rows can be opened.
+    fn opens(&self, org: OrgNo) -> bool {
+        self.vault.is_some_and(|vault| vault.records.has_sealer(org))
+    }
+
+    fn find(&mut self, code: FindingCode, subject: Subject, place: FindingPlace, message: String, fix: Option<Fix>) {
+        let mut finding = Finding::new(code, place, message);
+        let org = match subject {
+            Subject::Vault => None,
+            Subject::Organization(org) => Some(org),
+            Subject::Path(org, path) => {
+                finding.path = path;
+                Some(org)
+            }
+            Subject::Object(org, id) => {
+                finding.object = Some(id.to_string());
+                Some(org)
+            }
+            Subject::Inode(ino) => {
+                finding.object = self.object_of(ino).map(|id| id.to_string());
+                finding.path = self.path_of(ino);
+                Some(ino.organization())
+            }
         };
-        if let Err(error) = result {
-            let ino = matches!(
-                table,
-                Table::Node | Table::Entry | Table::Attributes | Table::Content | Table::Extent | Table::Past
-            );
-            let object = ino.then(|| self.object_of(ino_of(&key))).flatten();
-            self.find("error", "record", object, format!("{} {}", table.name(), hex(&key)), error.to_string());
+        finding.organization = org.and_then(|org| self.names.get(&org).cloned());
+        // What cannot be read still names what it needs: nothing else depends on it.
+        let stands_alone = matches!(
+            code,
+            FindingCode::Block
+                | FindingCode::WrappedKey
+                | FindingCode::KekMissing
+                | FindingCode::SegmentMissing
+                | FindingCode::SegmentShort
+        );
+        if finding.severity >= Severity::Error && !stands_alone {
+            self.damaged.insert(org.unwrap_or(OrgNo::VAULT));
         }
+        (self.found)(finding, fix.filter(|_| code.is_repairable()));
     }
 
-    fn open<R: Record>(&self, at: &RowAt, sealed: &[u8]) -> Result<R> {
-        self.vault.records.open(at, sealed)
-    }
-
-    /// A record that another one names; what does not open is found when its own row is checked.
-    fn missing<R: Record>(&self, id: R::Id) -> bool {
-        matches!(self.vault.records.get::<R>(id), Ok(None))
+    fn node(&self, ino: Ino) -> Option<Arc<Node>> {
+        self.vault?.records.get::<Node>(ino).ok().flatten()
     }
 
     fn object_of(&self, ino: Ino) -> Option<ObjectId> {
-        self.vault.records.get::<Node>(ino).ok().flatten().and_then(|node| node.object())
+        self.node(ino)?.object()
     }
 
-    fn node(&mut self, key: &Key, node: &Node) {
-        let ino = ino_of(key);
-        if let Kind::Directory { parent, .. } = node.kind
-            && self.missing::<Node>(parent)
-        {
-            self.find(
-                "error",
-                "folder",
-                None,
-                format!("inode {}", ino.0),
-                "the folder that it is in is missing".into(),
-            );
-        }
-        if let Some(id) = node.object()
-            && node.stored > 0
-            && node.links > 0
-            && self.missing::<ContentRecord>(ino)
-        {
-            let message = "its wrapped key is missing".into();
-            self.find("error", "wrapped key", Some(id), format!("inode {}", ino.0), message);
+    /// The path of an inode by the names that it and its folders remember.
+    fn path_of(&self, ino: Ino) -> Option<String> {
+        match &self.node(ino)?.kind {
+            Kind::File { parent, name, .. } | Kind::Directory { parent, name } if !ino.is_top() => {
+                self.path_below(*parent, name)
+            }
+            _ => None,
         }
     }
 
-    fn entry(&mut self, key: &Key, entry: &Entry) {
-        if self.missing::<Node>(entry.ino) && !self.missing_now(key, entry) {
-            let message = format!("the name leads to inode {}, which is missing", entry.ino.0);
-            self.find("error", "entry", None, format!("entry {}", hex(key)), message);
-        }
-    }
-
-    /// Whether the entry went away while this ran.
-    fn missing_now(&self, key: &Key, entry: &Entry) -> bool {
-        let hash = key[8..].try_into().expect("keys of entries end in a hash");
-        let now: Option<Arc<Entry>> = self.vault.records.get((ino_of(key), hash)).ok().flatten();
-        now.is_none_or(|now| now.ino != entry.ino)
-    }
-
-    fn content(&mut self, key: &Key) {
-        let ino = ino_of(key);
-        let content = self.vault.contents.get(ino);
-        if let Err(error) = self.vault.content_key(&content, Patience::Wait)
-            && !self.missing::<ContentRecord>(ino)
-        {
-            let severity = if matches!(error, Error::Corrupt(_)) { "error" } else { "warning" };
-            let object = self.object_of(ino);
-            self.find(severity, "wrapped key", object, format!("content {}", ino.0), error.to_string());
-        }
-    }
-
-    fn piece(&mut self, key: &Key, offset_at: usize, piece: &Piece) {
-        let ino = ino_of(key);
-        let at = u64::from_be_bytes(key[offset_at..].try_into().expect("keys of extents end in an offset"));
-        let content = self.vault.contents.get(ino);
-        // Reads and frees exclude each other through the content's lock.
-        let _state = content.state.read();
-        let Ok(dek) = self.vault.content_key(&content, Patience::Wait) else { return };
-        let mut bytes = vec![0; piece.len as usize];
-        let range = at..at + u64::from(piece.len);
-        let still_there = || match offset_at {
-            8 => !self.missing::<Extent>((ino, at)),
-            _ => true,
-        };
-        if let Err(error) = self.vault.open_part(ino, &dek, at, piece, &range, &mut bytes)
-            && still_there()
-        {
-            let place = match &piece.bytes {
-                Stored::Segment(place) => format!(
-                    "segment {:08x}/{:08x} at {}, file offset {at}",
-                    ino.organization().0,
-                    place.segment,
-                    place.offset
-                ),
-                Stored::Inline(_) => format!("{} {}", if offset_at == 8 { "extent" } else { "past" }, hex(key)),
-            };
-            self.find("error", "block", self.object_of(ino), place, error.to_string());
-        }
-    }
-
-    fn object(&mut self, key: &Key, org: OrgNo, object: &Object) {
-        let id = ObjectId(u128::from_be_bytes((**key).try_into().unwrap_or_default()));
-        for version in object.versions.iter().filter(|v| v.size > 0) {
-            if self.missing::<ContentRecord>(version.content) && !self.missing::<Object>((org, id)) {
-                let has_bytes = self.vault.pieces_of(version).is_ok_and(|pieces| !pieces.is_empty());
-                if has_bytes {
-                    let message = format!("the key of version {} is missing", version.ordinal);
-                    self.find("error", "wrapped key", Some(id), format!("content {}", version.content.0), message);
-                }
+    fn path_below(&self, mut folder: Ino, name: &[u8]) -> Option<String> {
+        const DEPTH_MAX: usize = 4096;
+        let mut parts = vec![String::from_utf8_lossy(name).into_owned()];
+        while !folder.is_top() && folder != Ino::ROOT {
+            let Kind::Directory { parent, name } = &self.node(folder)?.kind else { return None };
+            parts.push(String::from_utf8_lossy(name).into_owned());
+            folder = *parent;
+            if parts.len() > DEPTH_MAX {
+                return None;
             }
         }
+        parts.reverse();
+        Some(parts.join("/"))
     }
-
-    fn grave(&mut self, key: &Key, grave: &Tombstone) {
-        if self.missing::<Node>(grave.ino) {
-            let message = "the tombstone's inode is missing".into();
-            self.find("error", "tombstone", None, format!("tombstone {}", hex(key)), message);
-        }
-    }
-
-    /// Segment files that no record names hold nothing that could be read.
-    fn segments(&mut self) -> Result<()> {
-        for org in self.vault.segments.organizations()? {
-            let place = |number: u32| format!("segments/{org:08x}/{number:08x}");
-            if self.vault.organizations.find(OrgNo(org)).is_none() {
-                let message = "no record names this organization's segments".into();
-                self.find("warning", "orphaned segment", None, format!("segments/{org:08x}"), message);
-                continue;
-            }
-            if !self.vault.records.has_sealer(OrgNo(org)) {
-                continue;
-            }
-            for (number, size) in self.vault.segments.list(org)? {
-                match self.vault.records.get::<Segment>((OrgNo(org), number)) {
-                    Ok(None) => {
-                        let message = "no record names this segment".into();
-                        self.find("warning", "orphaned segment", None, place(number), message);
-                    }
-                    Ok(Some(segment)) if segment.live > 0 && size + super::extents::UNIT <= segment.end => {
-                        let message = format!("{size} bytes long, but records name bytes up to {}", segment.end);
-                        self.find("error", "segment", None, place(number), message);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn ino_of(key: &Key) -> Ino {
-    Ino(key.first_chunk().map_or(0, |ino| u64::from_be_bytes(*ino)))
 }

@@ -87,7 +87,7 @@ impl Header {
     /// Opens the vault's metadata key and checks the seal.
     pub fn unseal(&self, keyring: &Keyring) -> Result<RecordKey> {
         let edited =
-            || Error::Header("vault.json was edited or damaged: its seal does not fit; restore it from a copy".into());
+            || Error::Edited("vault.json was edited or damaged: its seal does not fit; restore it from a copy".into());
         let vault = self.vault()?;
         let sealed = &self.sealed;
         let key = keyring.unwrap(0, &sealed.metadata_key, &context(vault), Patience::Wait).map_err(|e| match e {

@@ -49,7 +49,8 @@ impl Ino {
         OrgNo((self.0 >> Self::LOCAL_BITS) as u32 & OrgNo::MAX)
     }
 
-    fn local(self) -> u64 {
+    /// The organization's own count.
+    pub fn local(self) -> u64 {
         self.0 & ((1 << Self::LOCAL_BITS) - 1)
     }
 

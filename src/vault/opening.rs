@@ -1,13 +1,15 @@
 //! Making, opening and closing a vault; finishing what a crash left unfinished.
 
 use super::content::Contents;
-use super::error::{Error, Result};
+use super::error::{Error, Place, Result};
 use super::extents::{FreeRun, UNIT};
 use super::header::Header;
 use super::ids::{Ino, OrgNo};
 use super::organization::{Organizations, is_organization};
 use super::records::{Records, Sealer};
-use super::row::{Freed, Kind, Node, OrgRecord, Pending, Record, Segment, Task, VaultRecord};
+use super::row::{
+    Extent, Freed, Kind, Node, OrgRecord, Past, Pending, Piece, Record, RowAt, Segment, Stored, Task, VaultRecord,
+};
 use super::settings::Settings;
 use super::time::Time;
 use super::types::Options;
@@ -16,10 +18,12 @@ use super::{AuditEvent, Caller, Vault, VaultId, reaper};
 use crate::crypto::RecordKey;
 use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
 use crate::store::{self, Disk, Durability, Key, RealDisk, Reserve, Rows, Segments, StateLock, Table};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 /// Pre-wrapped keys of each organization that keep the token off the path of creating files.
@@ -58,7 +62,7 @@ impl Vault {
     /// Opens a vault whose every write and sync passes `disk`.
     pub fn open_on(state: &Path, options: Options, disk: Arc<dyn Disk>) -> Result<Arc<Vault>> {
         let audit = options.audit.clone();
-        let opened = Self::open_unaudited(state, options, disk);
+        let opened = Self::open_unaudited(state, options, disk).and_then(|vault| vault.serve().map(|()| vault));
         if let Err(
             error @ (Error::Key(KeyError::PinRefused(_) | KeyError::Authentication)
             | Error::Edited(_)
@@ -86,9 +90,12 @@ impl Vault {
         // The batch's own record says its number, but it is sealed like any other: open it with a stand-in first.
         let records = Records::new(rows, sealer, 0, settings.record_cache);
         let own = records.get::<VaultRecord>(())?.ok_or_else(|| {
-            Error::Header(
-                "the vault's own record is missing from records.db: restore the state directory from a copy".into(),
-            )
+            Error::Corrupt(Place {
+                what: "the vault's own record",
+                ino: None,
+                object: None,
+                at: "which is missing from records.db: restore the state directory from a copy".into(),
+            })
         })?;
         records.start_after(own.batch);
         let organizations = load_organizations(&records, &own)?;
@@ -111,6 +118,7 @@ impl Vault {
             audited: options.audit,
             reported: Default::default(),
             closing: Default::default(),
+            serving: Default::default(),
             threads: Default::default(),
             lock: parking_lot::Mutex::new(Some(lock)),
             settings,
@@ -119,13 +127,21 @@ impl Vault {
             records,
             organizations,
         });
-        vault.prepare_segments()?;
-        if let Err(error) = vault.start() {
-            // The threads that run already would keep it, and with it the state directory.
-            let _ = vault.close();
-            return Err(error);
-        }
         Ok(vault)
+    }
+
+    /// Opens a vault to look at it: nothing is finished, trimmed or reaped, and nobody may change anything.
+    pub(super) fn inspect(state: &Path, options: Options) -> Result<Arc<Vault>> {
+        Self::open_unaudited(state, options, Arc::new(RealDisk))
+    }
+
+    fn serve(self: &Arc<Self>) -> Result<()> {
+        self.serving.store(true, Ordering::Relaxed);
+        self.prepare_segments()?;
+        self.start().inspect_err(|_| {
+            // The threads that run already would keep it, and with it the state directory.
+            let _ = self.close();
+        })
     }
 
     fn start(self: &Arc<Self>) -> Result<()> {
@@ -139,22 +155,25 @@ impl Vault {
                 });
             }
         }));
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            let thread = thread::Builder::new().name(name.into()).spawn(body);
-            thread.map_err(|e| Error::Header(format!("cannot start a thread: {e}")))
-        };
-        let vault = self.clone();
-        let writer = spawn("writer", Box::new(move || writer::run(&vault)))?;
-        self.threads.lock().push(writer);
+        self.start_writer()?;
         self.finish_unfinished()?;
         let weak = Arc::downgrade(self);
-        let reaper = spawn("reaper", Box::new(move || reaper::run(weak)))?;
-        self.threads.lock().push(reaper);
+        self.spawn("reaper", move || reaper::run(weak))
+    }
+
+    pub(super) fn start_writer(self: &Arc<Self>) -> Result<()> {
+        let vault = self.clone();
+        self.spawn("writer", move || writer::run(&vault))
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = thread::Builder::new().name(name.into()).spawn(body);
+        self.threads.lock().push(thread.map_err(|e| Error::Header(format!("cannot start a thread: {e}")))?);
         Ok(())
     }
 
     /// Tells segments where their records end, gives back what a crash kept, trims what no record names.
-    fn prepare_segments(&self) -> Result<()> {
+    pub(super) fn prepare_segments(&self) -> Result<()> {
         for org in self.segments.organizations()? {
             let Some(organization) = self.organizations.find(OrgNo(org)) else { continue };
             if self.enter(Ino::graveyard_of(organization.no), Patience::Wait).is_err() {
@@ -164,20 +183,30 @@ impl Vault {
                 }
                 continue;
             }
-            let mut newest = None;
+            let (mut newest, mut needed) = (None, None);
             for (number, size) in self.segments.list(org)? {
-                match self.records.get::<Segment>((organization.no, number))? {
-                    Some(segment) if size > segment.end => self.segments.trim(org, number, segment.end)?,
-                    Some(_) => {}
-                    None => {
+                let record = match self.records.get::<Segment>((organization.no, number)) {
+                    // What does not authenticate cannot say what is not needed.
+                    Err(Error::Corrupt(_)) => None,
+                    record => Some(record?),
+                };
+                let next = match record {
+                    Some(Some(segment)) if size > segment.end => {
+                        self.segments.trim(org, number, segment.end)?;
+                        (number, segment.end)
+                    }
+                    Some(Some(segment)) => (number, segment.end),
+                    // A crash leaves segments without a record, but so does the loss of a record.
+                    Some(None) if !needed.get_or_insert_with(|| self.named_segments(organization.no)).has(number) => {
                         self.segments.remove(org, number)?;
                         continue;
                     }
-                }
-                newest = Some(number);
+                    // Nothing is added where nobody counts what is in it.
+                    _ => (number.saturating_add(1), 0),
+                };
+                newest = Some(next);
             }
-            if let Some(number) = newest {
-                let end = self.records.get::<Segment>((organization.no, number))?.map_or(0, |s| s.end);
+            if let Some((number, end)) = newest {
                 self.segments.set_tail(org, number, end);
                 self.newest_segment.lock().insert(organization.no, number);
             }
@@ -192,8 +221,38 @@ impl Vault {
         Ok(())
     }
 
+    /// The segments that pieces of an organization name. Reads all of them: only after a crash, or worse, is it asked.
+    fn named_segments(&self, org: OrgNo) -> NamedSegments {
+        let range = |org: u32| Key::from(&Ino::new(OrgNo(org), 0).0.to_be_bytes()[..]);
+        let (from, to) = (range(org.0), range(org.0 + 1));
+        let top = Ino::top_of(org);
+        let mut named = BTreeSet::new();
+        let mut note = |piece: &Piece| {
+            if let Stored::Segment(place) = &piece.bytes {
+                named.insert(place.segment);
+            }
+        };
+        let live = self.each_record::<Extent>(Extent::at((top, 0)), from, to, &mut |row| note(&row.0));
+        let past = self.each_record::<Past>(Past::at((top, 0, 0)), from, to, &mut |row| note(&row.0));
+        match live.and(past) {
+            Ok(()) => NamedSegments::These(named),
+            // One that does not open could name any.
+            Err(_) => NamedSegments::Any,
+        }
+    }
+
+    fn each_record<R: Record>(&self, like: RowAt, from: Key, to: Key, each: &mut dyn FnMut(&R)) -> Result<()> {
+        let mut from = Some(from);
+        while let Some(start) = from {
+            let part = self.records.scan::<R>(like, start, to, 1000)?;
+            part.rows.iter().for_each(|(_, row)| each(row));
+            from = part.next;
+        }
+        Ok(())
+    }
+
     /// Tasks that wait in the records: commits of changed values, files without names, space to give back.
-    fn finish_unfinished(&self) -> Result<()> {
+    pub(super) fn finish_unfinished(&self) -> Result<()> {
         for organization in self.organizations.all() {
             let range = |org: u32| Key::from(&Ino::new(OrgNo(org), 0).0.to_be_bytes()[..]);
             let (from, to) = (range(organization.no.0), range(organization.no.0 + 1));
@@ -258,6 +317,21 @@ impl Vault {
         self.lock.lock().take();
         synced?;
         Ok(closed?)
+    }
+}
+
+/// Which segments pieces name.
+enum NamedSegments {
+    These(BTreeSet<u32>),
+    Any,
+}
+
+impl NamedSegments {
+    fn has(&self, number: u32) -> bool {
+        match self {
+            NamedSegments::These(named) => named.contains(&number),
+            NamedSegments::Any => true,
+        }
     }
 }
 

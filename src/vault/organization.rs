@@ -81,6 +81,12 @@ impl Organizations {
         next.1 - 1
     }
 
+    /// Numbers below these are taken.
+    pub(super) fn raise(&self, org: u32, grave: u64) {
+        let mut next = self.next.lock();
+        *next = (next.0.max(org), next.1.max(grave));
+    }
+
     pub(super) fn remove(&self, no: OrgNo) {
         self.by_number.write().remove(&no);
     }
@@ -353,7 +359,7 @@ impl Vault {
     }
 
     /// Removes the unreadable rows and segments of a purged organization.
-    fn remove_remains(&self, no: OrgNo) -> Result<()> {
+    pub(super) fn remove_remains(&self, no: OrgNo) -> Result<()> {
         let by_number = (Key::from(&no.0.to_be_bytes()[..]), Key::from(&(no.0 + 1).to_be_bytes()[..]));
         let by_inode = |no| Key::from(&Ino::new(OrgNo(no), 0).0.to_be_bytes()[..]);
         let mut tx = self.begin()?;

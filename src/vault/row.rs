@@ -282,7 +282,7 @@ pub struct Tombstone {
 pub struct Buried(pub Vec<u64>);
 
 /// Something to finish after a crash, or in the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Task {
     /// Has changes that no version holds yet.

@@ -228,23 +228,33 @@ impl Vault {
             stored.appended = true;
             self.newest_segment.lock().insert(org, place.segment);
             let padded = (bytes.len() as u64).div_ceil(UNIT) * UNIT;
-            let segment = self.segment(org, place.segment, stored)?;
-            segment.end = place.offset + padded;
-            segment.live += padded;
+            if let Some(segment) = self.segment(org, place.segment, place.offset == 0, stored)? {
+                segment.end = place.offset + padded;
+                segment.live += padded;
+            }
             row::Stored::Segment(place)
         };
         Ok(Piece { len, born: epoch, salt, block, extent_len: len, skip: 0, tags, bytes })
     }
 
-    /// The record of a segment that this batch changes.
-    fn segment<'s>(&self, org: OrgNo, number: u32, stored: &'s mut Stored) -> Result<&'s mut row::Segment> {
+    /// The record of a segment that this batch changes. None where there should be one and it is lost: what is in
+    /// that segment is not counted, so that it is never taken for empty.
+    fn segment<'s>(
+        &self,
+        org: OrgNo,
+        number: u32,
+        new: bool,
+        stored: &'s mut Stored,
+    ) -> Result<Option<&'s mut row::Segment>> {
         use std::collections::btree_map::Entry;
         match stored.segments.entry((org, number)) {
-            Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(free) => {
-                let record = self.records.get::<row::Segment>((org, number))?;
-                Ok(free.insert(record.map_or(row::Segment { end: 0, live: 0 }, |r| (*r).clone())))
-            }
+            Entry::Occupied(known) => Ok(Some(known.into_mut())),
+            Entry::Vacant(free) => match self.records.get::<row::Segment>((org, number)) {
+                Ok(Some(record)) => Ok(Some(free.insert((*record).clone()))),
+                Ok(None) if new => Ok(Some(free.insert(row::Segment { end: 0, live: 0 }))),
+                Ok(None) | Err(Error::Corrupt(_)) => Ok(None),
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -256,8 +266,9 @@ impl Vault {
             changes.past.into_iter().map(|((died, at), p)| (Past::at((ino, died, at)), p.and_then(|p| boxed(Past(p))))),
         );
         for run in changes.freed {
-            let segment = self.segment(org, run.at.segment, stored)?;
-            segment.live = segment.live.saturating_sub(run.len);
+            if let Some(segment) = self.segment(org, run.at.segment, false, stored)? {
+                segment.live = segment.live.saturating_sub(run.len);
+            }
             rows.push((Freed::at((org, run.at)), boxed(Freed { len: run.len })));
             stored.freed.push((org, run));
         }
@@ -289,13 +300,15 @@ impl Vault {
             let mut pending = self.records.pending.write();
             let pending = &mut *pending;
             for batch in pending.frozen.iter_mut().chain([&mut pending.current]) {
-                if let Some(Some(row)) = batch.rows.get_mut(&at) {
+                let Some(pending) = batch.rows.get_mut(&at) else { continue };
+                if let Some(row) = pending {
                     let any: &dyn std::any::Any = &**row;
                     let mut node = any.downcast_ref::<Node>().expect("a table holds one kind of record").clone();
                     node.stored = bytes;
                     *row = Arc::new(node);
-                    newest = Some(row.clone());
                 }
+                // A node that was removed since must not come back.
+                newest = pending.clone();
             }
         }
         if let Some(row) = newest {
@@ -348,6 +361,19 @@ impl Vault {
         Ok(())
     }
 
+    /// Whether rows of runs that are punched wait for a batch.
+    pub(super) fn has_punched(&self) -> bool {
+        !self.freed.lock().punched.is_empty()
+    }
+
+    /// Whether work on extents, or rows of runs that are punched, wait for a batch.
+    pub(super) fn has_leftovers(&self) -> bool {
+        let freed = self.freed.lock();
+        let waiting = freed.waiting.len() + freed.punched.len() + freed.empty.len();
+        drop(freed);
+        waiting > 0 || !self.chores.lock().is_empty()
+    }
+
     /// Punches what batches on the disk have dropped, and removes segments that hold nothing.
     pub(super) fn give_back(&self) {
         let (runs, empty) = {
@@ -368,6 +394,9 @@ impl Vault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn boxed(row: impl Record) -> Option<Arc<dyn Row>> {
     Some(Arc::new(row))

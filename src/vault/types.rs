@@ -349,14 +349,3 @@ pub enum Restored {
     Object(ObjectInfo),
     Organization(OrganizationInfo),
 }
-
-/// Something that `fsck` found.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// `warning`, `error` or `fatal`.
-    pub severity: String,
-    pub kind: String,
-    pub object: Option<String>,
-    pub place: String,
-    pub message: String,
-}

@@ -160,44 +160,47 @@ impl Writer<'_> {
     /// Waits for work, stores one batch; false at the end.
     fn round(&mut self) -> bool {
         let signals = &self.vault.signals;
-        let ending = self.wait();
-        let frozen = self.freeze();
+        let (ending, idle) = self.wait();
+        // Rows of space that was given back go when there is nothing else to do, and at the end.
+        let frozen = self.freeze((ending || idle) && self.vault.has_punched());
         if frozen && !self.store_until_done() {
             return false;
         }
         self.sync_if_due(ending);
-        let more = !self.vault.chores.lock().is_empty();
+        let more = !self.vault.chores.lock().is_empty() || (ending && self.vault.has_punched());
         let mut state = signals.state.lock();
         state.work |= more;
         !ending || state.work
     }
 
-    /// Waits until there is something to store or to sync.
-    fn wait(&self) -> bool {
+    /// Waits until there is something to store or to sync. Whether the end has come, and whether nobody had work.
+    fn wait(&self) -> (bool, bool) {
         let signals = &self.vault.signals;
         let mut state = signals.state.lock();
         let urgent =
             |s: &State| s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES;
         while !state.work && !urgent(&state) {
             let left = self.vault.settings.commit_interval.saturating_sub(self.last_sync.elapsed());
-            let idle = if self.dirty_log { left } else { Duration::from_secs(3600) };
+            let waits = self.dirty_log || self.vault.has_punched();
+            let idle = if waits { left } else { Duration::from_secs(3600) };
             if signals.wake.wait_for(&mut state, idle).timed_out() {
                 break;
             }
         }
+        let idle = !state.work && !urgent(&state);
         let until = Instant::now() + self.vault.settings.gather;
         while state.work && !urgent(&state) && !signals.wake.wait_until(&mut state, until).timed_out() {}
         state.work = false;
-        state.ending
+        (state.ending, idle)
     }
 
     /// Ends the current batch and adds what every batch carries.
-    fn freeze(&self) -> bool {
+    fn freeze(&self, rest: bool) -> bool {
         let vault = self.vault;
         let tx = vault.records.begin();
         tx.freeze(|batch| {
             // Work on extents goes on from batch to batch until none is left.
-            batch.touched |= !vault.chores.lock().is_empty();
+            batch.touched |= rest || !vault.chores.lock().is_empty();
             if !batch.is_empty() {
                 let (next_org, next_grave) = vault.organizations.counters();
                 let record = VaultRecord { next_org, next_grave, batch: batch.number };
@@ -321,10 +324,11 @@ impl Writer<'_> {
         self.last_sync = Instant::now();
         self.vault.give_back();
         self.vault.reserve.fill(super::KEPT_FREE);
-        if std::mem::take(&mut self.vault.signals.state.lock().scrub)
-            && let Err(error) = self.vault.records.store.checkpoint_truncate()
-        {
-            self.vault.report(&format!("a purged key may linger in the write-ahead log: {error}"));
+        let scrub = std::mem::take(&mut self.vault.signals.state.lock().scrub);
+        if scrub && let Err(error) = self.vault.records.store.checkpoint_truncate() {
+            // A long look at the records, as fsck's, keeps the log from being cut: again after the next sync.
+            self.vault.signals.scrub();
+            self.vault.report(&format!("a purged key lingers in the write-ahead log for now: {error}"));
         }
     }
 }

@@ -39,7 +39,7 @@ impl Readers {
         Ok(answer)
     }
 
-    fn connect(&self) -> rusqlite::Result<Connection> {
+    pub fn connect(&self) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let reader = Connection::open_with_flags_and_vfs(&self.path, flags, self.vfs.as_c_str())?;
         reader.busy_timeout(PATIENCE)?;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -247,6 +248,28 @@ fn write_all(file: &File, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ranges that hold data; where a file system cannot tell, all of it.
+pub fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let seek = |from: u64, whence| -> io::Result<Option<u64>> {
+        // SAFETY: an open descriptor and integers. Nobody uses the descriptor's position.
+        let at = unsafe { libc::lseek(file.as_raw_fd(), from as i64, whence) };
+        match u64::try_from(at) {
+            Ok(at) => Ok(Some(at)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    };
+    let (mut ranges, mut from) = (Vec::new(), 0);
+    while let Some(start) = seek(from, libc::SEEK_DATA)? {
+        let Some(end) = seek(start, libc::SEEK_HOLE)?.filter(|end| *end > start) else { break };
+        ranges.push(start..end);
+        from = end;
+    }
+    Ok(ranges)
 }
 
 fn gone(removed: io::Result<()>) -> io::Result<()> {
