@@ -54,6 +54,11 @@ impl StoreError {
         }
     }
 
+    /// For want of space too: what a failed sync was to write may be lost, and no second try would tell.
+    fn failed_sync(path: &Path, source: io::Error) -> Self {
+        StoreError::Io { what: "sync", path: path.to_owned(), source }
+    }
+
     fn earlier_sync_failed(path: &Path) -> Self {
         StoreError::io("write to", path, io::Error::other("an earlier sync failed; remount"))
     }

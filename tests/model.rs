@@ -9,8 +9,14 @@ mod case;
 mod counts;
 #[path = "model/crash.rs"]
 mod crash;
+#[path = "support/dice.rs"]
+mod dice;
+#[path = "model/faults.rs"]
+mod faults;
 #[path = "model/found.rs"]
 mod found;
+#[path = "model/history.rs"]
+mod history;
 #[path = "model/operation.rs"]
 mod operation;
 #[path = "model/reference.rs"]

@@ -1,8 +1,8 @@
 //! The seam between the store and the disk: every change is announced before it happens.
 //!
-//! SQLite's changes come through its VFS (`rows/vfs.rs`), the segments' directly. Two files stay
-//! outside, because neither means anything after a crash: SQLite's `-shm` index, which the first
-//! connection rebuilds, and `STATE/lock`.
+//! SQLite's changes come through its VFS (`rows/vfs.rs`), the segments' and the header's directly. What means
+//! nothing after a crash stays outside: SQLite's `-shm` index, which the first connection rebuilds, `STATE/lock`
+//! and the audit log.
 
 #[cfg(test)]
 pub(super) mod recording;
@@ -50,6 +50,11 @@ pub enum Op<'a> {
     SyncDirectory {
         path: &'a Path,
     },
+    /// A file gets another name, in the place of whatever had it.
+    Rename {
+        from: &'a Path,
+        to: &'a Path,
+    },
     /// A file, or an empty directory.
     Remove {
         path: &'a Path,
@@ -77,5 +82,5 @@ impl Disk for RealDisk {
 pub(super) fn sync_directory(disk: &dyn Disk, path: &Path) -> Result<()> {
     disk.before(&Op::SyncDirectory { path })
         .and_then(|()| File::open(path)?.sync_all())
-        .map_err(|error| StoreError::io("sync", path, error))
+        .map_err(|error| StoreError::failed_sync(path, error))
 }

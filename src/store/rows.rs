@@ -282,7 +282,10 @@ fn failed(vfs: &Vfs, path: &Path, what: &'static str, error: rusqlite::Error) ->
         return StoreError::Corrupt(format!("{}: {error}", path.display()));
     };
     if let Some(cause) = vfs.seam().take_cause(extended_code) {
-        return StoreError::io(what, path, cause);
+        return match vfs.seam().sync_failed() {
+            true => StoreError::failed_sync(path, cause),
+            false => StoreError::io(what, path, cause),
+        };
     }
     match extended_code & 0xff {
         ffi::SQLITE_FULL => StoreError::Full(format!("{what} {}", path.display())),

@@ -9,6 +9,7 @@ use super::records::hex;
 use super::time::Time;
 use crate::crypto::{self, LockedKey, RecordKey};
 use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, TokenUri, WrappedDek};
+use crate::store::{Disk, Op};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
@@ -112,14 +113,19 @@ impl Header {
     }
 
     /// Puts the header into the state directory: whole or not at all, and durable.
-    pub fn write(&self, state: &Path) -> Result<()> {
+    pub fn write(&self, state: &Path, disk: &dyn Disk) -> Result<()> {
         let text = serde_json::to_string_pretty(self).expect("a header is plain data");
         let (new, path) = (state.join("vault.json.new"), state.join(NAME));
         let written = (|| {
+            disk.before(&Op::Create { path: &new })?;
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            disk.before(&Op::Write { path: &new, offset: 0, parts: &[text.as_bytes()] })?;
             file.write_all(text.as_bytes())?;
+            disk.before(&Op::Sync { path: &new })?;
             file.sync_all()?;
+            disk.before(&Op::Rename { from: &new, to: &path })?;
             fs::rename(&new, &path)?;
+            disk.before(&Op::SyncDirectory { path: state })?;
             File::open(state)?.sync_all()
         })();
         written.map_err(|e| Error::Header(format!("cannot write {}: {e}", path.display())))

@@ -28,13 +28,18 @@ const POOL: usize = 64;
 impl Vault {
     /// Makes a vault in an empty or absent directory, and its key in the token.
     pub fn init(state: &Path, token: &str, pin_source: &str) -> Result<VaultId> {
+        Self::init_on(state, token, pin_source, Arc::new(RealDisk))
+    }
+
+    /// Makes a vault; every write and sync below its directory passes `disk`.
+    pub fn init_on(state: &Path, token: &str, pin_source: &str, disk: Arc<dyn Disk>) -> Result<VaultId> {
         let (token, pin) = (parse_token(token)?, parse_pin(pin_source)?);
         make_state_directory(state)?;
         let _lock = StateLock::take(state)?;
         let keyring = open_keyring(&token, &pin, &Settings::default())?;
         let (header, key) = Header::create(&keyring, token, pin)?;
         let id = header.vault()?;
-        let made = make_records(state, id, key).and_then(|()| header.write(state));
+        let made = make_records(state, id, key, disk.clone()).and_then(|()| header.write(state, &*disk));
         if made.is_err() {
             let _ = keyring.destroy_kek(header.kek());
         }
@@ -114,7 +119,11 @@ impl Vault {
             organizations,
         });
         vault.prepare_segments()?;
-        vault.start()?;
+        if let Err(error) = vault.start() {
+            // The threads that run already would keep it, and with it the state directory.
+            let _ = vault.close();
+            return Err(error);
+        }
         Ok(vault)
     }
 
@@ -299,6 +308,9 @@ fn make_state_directory(state: &Path) -> Result<()> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
+            // A vault that is durable in a directory that is not would be nowhere.
+            let above = fs::canonicalize(state.join("..")).map_err(failed)?;
+            fs::File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
         }
         Err(error) => return Err(failed(error)),
     }
@@ -306,8 +318,8 @@ fn make_state_directory(state: &Path) -> Result<()> {
 }
 
 /// The records of an empty vault.
-fn make_records(state: &Path, id: VaultId, key: RecordKey) -> Result<()> {
-    let rows = Rows::create(state, Arc::new(RealDisk))?;
+fn make_records(state: &Path, id: VaultId, key: RecordKey, disk: Arc<dyn Disk>) -> Result<()> {
+    let rows = Rows::create(state, disk)?;
     let records = Records::new(rows, Sealer::new(id.0.to_be_bytes(), key), 1, 16);
     let mut tx = records.begin();
     tx.put(

@@ -6,28 +6,23 @@
 //!
 //! `VAULTFS_CRASH_SEEDS=A..B` asks for other workloads, `VAULTFS_CRASH_EVERYWHERE=1` for a stop at every change.
 
-use super::operation::{Expect, Op, Path as Name, SLOTS, operation};
-use super::reference::Reference;
+use super::dice::Dice;
+use super::history::{AGAIN, Doing, check, in_memory, told};
+use super::operation::{Op, Path as Name, operation};
 use super::template;
 use super::token::{self, Token};
-use super::view::{Bindings, compare};
-use super::volatile::{Change, Dice, Image, LOSSES, Loss, Platter, VolatileDisk};
-use super::world::{World, copy_tree, options, view_of};
+use super::volatile::{Change, LOSSES, Loss, Platter, VolatileDisk};
+use super::world::{copy_tree, options};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
-use vaultfs::store::RealDisk;
 use vaultfs::vault::{RenameMode, Vault};
 
 /// How many things a workload does.
 const STEPS: usize = 100;
 /// Stops of one workload that are not at a sync.
 const WRITES: usize = 200;
-/// One image in so many is lost again while a vault opens it.
-const AGAIN: usize = 8;
 
 /// Operations as applications put them together, and single ones of every kind.
 fn steps() -> impl Strategy<Value = Vec<Op>> {
@@ -75,116 +70,10 @@ fn workload(seed: u64) -> Vec<Op> {
     steps.current().into_iter().flatten().collect()
 }
 
-/// A state that may be found after a crash, while there are so many changes.
-struct State {
-    possible: Range<usize>,
-    reference: Reference,
-}
-
-/// A workload as it was done: what changed on the disk, and what may be there after which change.
-struct History {
-    changes: Vec<Change>,
-    states: Vec<State>,
-    /// How many changes there were when something durable was acknowledged, and the number of its state.
-    promises: Vec<(usize, usize)>,
-}
-
-impl History {
-    fn possible(&self, end: usize) -> Vec<&Reference> {
-        let promised = self.promises.iter().rev().find(|(at, _)| *at <= end).expect("the first is at 0").1;
-        let possible = self.states[promised..].iter().filter(|state| state.possible.contains(&end));
-        possible.map(|state| &state.reference).collect()
-    }
-}
-
-struct Doing {
-    world: World,
-    disk: Arc<VolatileDisk>,
-    reference: Reference,
-    history: History,
-}
-
-impl Doing {
-    fn on(state: &Path) -> Doing {
-        let disk = Arc::new(VolatileDisk::new(state));
-        let world = World::on(state, disk.clone());
-        let reference = Reference::new();
-        let states = vec![State { possible: 0..usize::MAX, reference: reference.clone() }];
-        Doing { world, disk, reference, history: History { changes: Vec::new(), states, promises: vec![(0, 0)] } }
-    }
-
-    fn ended(mut self) -> History {
-        self.world.kill();
-        self.history.changes = self.disk.changes();
-        self.history
-    }
-
-    fn state(&mut self, began: usize, reference: Reference) {
-        self.history.states.push(State { possible: began..usize::MAX, reference });
-    }
-
-    fn step(&mut self, op: Op) {
-        match op {
-            Op::Kill { .. } => self.kill(),
-            // They need the ids of versions, which `case.rs` knows.
-            Op::Guard { .. } => {}
-            Op::Put { path, len, fill, .. } => self.apply(&Op::Put { path, len, fill, expect: Expect::Anything }),
-            Op::Remount => {
-                (0..SLOTS).for_each(|slot| self.apply(&Op::Close { slot }));
-                self.apply(&Op::Remount);
-            }
-            op => self.apply(&op),
-        }
-    }
-
-    fn apply(&mut self, op: &Op) {
-        let began = self.disk.len();
-        self.reference.between(op).into_iter().for_each(|between| self.state(began, between));
-        let meant = self.reference.apply(op);
-        self.state(began, self.reference.clone());
-        assert_eq!(self.world.apply(op, None), meant, "{op:?}");
-        let durable = matches!(
-            op,
-            Op::Sync | Op::Fsync { .. } | Op::Put { .. } | Op::Purge { .. } | Op::Restore { .. } | Op::Remount
-        );
-        if durable && meant.is_ok() {
-            self.history.promises.push((self.disk.len(), self.history.states.len() - 1));
-        }
-    }
-
-    /// The daemon dies, and what it left goes on, unsynced as it may be.
-    fn kill(&mut self) {
-        self.world.disk.stop_after(0);
-        let at = self.disk.len();
-        self.world.kill();
-        let found = view_of(self.world.vault(), true);
-        let promised = self.history.promises.last().expect("the first is always there").1;
-        let after = |state: &State| {
-            let mut reference = state.reference.clone();
-            reference.crash();
-            reference
-        };
-        let fits = |number: &usize| {
-            let meant = after(&self.history.states[*number]).view(true);
-            compare(&found, &meant, &mut Bindings::default()).is_ok()
-        };
-        let number = (promised..self.history.states.len()).rev().find(fits).expect("a state that was there");
-        for lost in &mut self.history.states[number + 1..] {
-            lost.possible.end = lost.possible.end.min(at + 1);
-        }
-        let mut reference = after(&self.history.states[number]);
-        reference.forget_nothing_of(&self.reference);
-        self.reference = reference.clone();
-        self.state(at, reference);
-    }
-}
-
 /// Opens what every stop leaves; how many there were.
 fn crash_everywhere(token: &Token, seed: u64, everywhere: bool) -> usize {
     let template = template(token);
-    // In memory, where there is one: that disk is only played.
-    let memory = Path::new("/dev/shm");
-    let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    let directory = in_memory();
     let state = directory.path().join("state");
     copy_tree(&template.path().join("state"), &state);
     let mut platter = Platter::of(&state);
@@ -226,53 +115,40 @@ fn crash_everywhere(token: &Token, seed: u64, everywhere: bool) -> usize {
     tried
 }
 
-/// Opens an image and looks at everything; with dice, the power fails while it is opened and it is opened again.
-fn check(image: &Image, state: &Path, possible: &[&Reference], again: Option<&mut Dice>) -> Result<(), String> {
-    image.write(state);
-    if let Some(dice) = again {
-        let mut platter = Platter::of(state);
-        let disk = Arc::new(VolatileDisk::new(state));
-        opened(state, disk.clone(), possible)?;
-        let changes = disk.changes();
-        changes[..dice.between(0, changes.len())].iter().for_each(|change| platter.apply(change));
-        let loss = LOSSES[dice.between(0, LOSSES.len() - 1)];
-        platter.after_power_loss(loss, dice).write(state);
-        return opened(state, Arc::new(RealDisk), possible).map_err(|error| format!("{loss:?} when opened: {error}"));
-    }
-    opened(state, Arc::new(RealDisk), possible)
-}
-
-fn opened(state: &Path, disk: Arc<dyn vaultfs::store::Disk>, possible: &[&Reference]) -> Result<(), String> {
-    let vault = Vault::open_on(state, options(), disk).map_err(|error| format!("it does not open: {error}"))?;
-    let found = view_of(&vault, true);
-    let mut difference = String::new();
-    let fits = possible.iter().rev().any(|reference| {
-        let mut reference = (*reference).clone();
-        reference.crash();
-        match compare(&found, &reference.view(true), &mut Bindings::default()) {
-            Ok(()) => true,
-            Err(message) => {
-                difference = message;
-                false
+#[test]
+fn init_cut_short_leaves_no_vault_or_a_whole_one() {
+    token::isolated("crash::init_cut_short_leaves_no_vault_or_a_whole_one", |token| {
+        let config = token.config();
+        let (uri, pin) = (config.uri.to_string(), config.pin.to_string());
+        let directory = in_memory();
+        let state = directory.path().join("state");
+        let disk = Arc::new(VolatileDisk::new(&state));
+        Vault::init_on(&state, &uri, &pin, disk.clone()).unwrap();
+        let (changes, mut platter, mut dice) = (disk.changes(), Platter::default(), Dice::new(1));
+        let mut whole = 0;
+        for end in 0..=changes.len() {
+            if end > 0 {
+                platter.apply(&changes[end - 1]);
+            }
+            for loss in LOSSES {
+                platter.after_power_loss(loss, &mut dice).write(&state);
+                if Vault::check(&state).is_ok() {
+                    let vault = Vault::open(&state, options()).unwrap();
+                    let found = &mut |finding| panic!("{loss:?} after {end} changes: {finding:?}");
+                    vault.fsck(found, &mut |_, _| ()).unwrap();
+                    vault.close().unwrap();
+                    whole += 1;
+                } else {
+                    assert!(end < changes.len(), "{loss:?}: it was durable");
+                    // Few of them: each is a new key in the token.
+                    if dice.between(1, 10) == 1 {
+                        Vault::init(&state, &uri, &pin).unwrap();
+                    }
+                }
             }
         }
+        assert!(whole >= LOSSES.len(), "{whole}");
     });
-    let mut findings = Vec::new();
-    vault.fsck(&mut |finding| findings.push(finding), &mut |_, _| ()).map_err(|error| error.to_string())?;
-    vault.close().map_err(|error| error.to_string())?;
-    if !fits {
-        return Err(format!("none of {} states is there: {difference}", possible.len()));
-    }
-    if findings.is_empty() { Ok(()) } else { Err(format!("fsck: {findings:?}")) }
-}
-
-/// The last changes, without their bytes.
-fn told(changes: &[Change]) -> String {
-    let line = |change: &Change| match change {
-        Change::Write(path, offset, bytes) => format!("  write {} {offset}+{}", path.display(), bytes.len()),
-        other => format!("  {other:?}"),
-    };
-    changes[changes.len().saturating_sub(25)..].iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! as it was at a time of its own, files and directories in no order. Only a file's length and its holes go forward
 //! together, as in every journal of metadata: bytes that were cut off do not come back behind a length set later.
 
+use super::dice::Dice;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -24,6 +25,7 @@ pub enum Change {
     Punch(PathBuf, u64, u64),
     Sync(PathBuf),
     SyncDirectory(PathBuf),
+    Rename(PathBuf, PathBuf),
     Remove(PathBuf),
 }
 
@@ -65,31 +67,11 @@ impl Disk for VolatileDisk {
             Op::Punch { path, offset, len } => Change::Punch(inside(path), *offset, *len),
             Op::Sync { path } => Change::Sync(inside(path)),
             Op::SyncDirectory { path } => Change::SyncDirectory(inside(path)),
+            Op::Rename { from, to } => Change::Rename(inside(from), inside(to)),
             Op::Remove { path } => Change::Remove(inside(path)),
         };
         self.changes.lock().unwrap().push(change);
         Ok(())
-    }
-}
-
-/// Numbers that look random, the same ones for the same seed (SplitMix64).
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Dice(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// From `from` to `to`, both included.
-    pub fn between(&mut self, from: usize, to: usize) -> usize {
-        from + (self.next() % (to - from + 1) as u64) as usize
     }
 }
 
@@ -183,6 +165,11 @@ impl Platter {
             }
             Change::CreateDirectory(path) => {
                 self.directories.entry(path.clone()).or_default().unsynced.push(Some(0));
+            }
+            Change::Rename(from, to) => {
+                let file = self.names.get(from).and_then(Name::now);
+                self.names.entry(to.clone()).or_default().unsynced.push(file);
+                self.names.entry(from.clone()).or_default().unsynced.push(None);
             }
             Change::Remove(path) => {
                 for names in [&mut self.names, &mut self.directories] {

@@ -52,10 +52,20 @@ impl Vault {
             "there is no /dev/fuse: nothing can be mounted, and this test needs it"
         );
         let vault = Self::without_state();
+        vault.init();
         vault
-            .command(&["init", vault.state().to_str().unwrap(), "--token", &vault.uri(), "--pin-source", &vault.pin()])
-            .good();
-        vault
+    }
+
+    /// Makes the vault.
+    pub fn init(&self) {
+        let (state, uri, pin) = (self.state(), self.uri(), self.pin());
+        self.command(&["init", state.to_str().unwrap(), "--token", &uri, "--pin-source", &pin]).good();
+    }
+
+    /// What `fsck` says against it.
+    pub fn is_sound(&self) -> Result<(), String> {
+        let checked = self.command(&["fsck"]);
+        if checked.code == 0 { Ok(()) } else { Err(format!("fsck: {}{}", checked.text(), checked.err)) }
     }
 
     /// A directory with a token and no vault yet.

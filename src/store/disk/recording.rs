@@ -45,6 +45,7 @@ impl Disk for RecordingDisk {
             }
             Op::Truncate { path, len } => format!("truncate {} {len}", name(path)),
             Op::Punch { path, offset, len } => format!("punch {} {offset}+{len}", name(path)),
+            Op::Rename { from, to } => format!("rename {} {}", name(from), name(to)),
             Op::Sync { path } => format!("sync {}", name(path)),
             Op::SyncDirectory { path } => format!("sync directory {}", name(path)),
             Op::Remove { path } => format!("remove {}", name(path)),

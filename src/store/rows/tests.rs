@@ -164,6 +164,16 @@ fn a_sync_that_fails_in_an_automatic_checkpoint_is_noticed() {
 }
 
 #[test]
+fn a_sync_that_finds_no_space_is_a_failed_sync_and_not_a_full_disk() {
+    let (_dir, disk, rows) = recorded();
+    disk.fail_when(|line| line.starts_with("sync records.db-wal").then_some(libc::ENOSPC));
+    let error = rows.commit([put(Table::Node, 1, b"lost?")], Durability::Synced).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    disk.fail_never();
+    assert!(rows.flush().is_err());
+}
+
+#[test]
 fn a_synced_commit_writes_the_log_and_then_syncs_it_once() {
     let (_dir, disk, rows) = recorded();
     rows.commit([put(Table::Node, 1, b"x")], Durability::Synced).unwrap();

@@ -158,8 +158,8 @@ impl Files {
         let Unsynced { files, directories } = std::mem::take(&mut *self.unsynced.lock());
         let synced = files.iter().try_for_each(|(segment, file)| {
             let path = self.path(*segment);
-            self.ask("sync", &Op::Sync { path: &path }, &path)?;
-            file.sync_data().map_err(|error| StoreError::io("sync", &path, error))
+            let asked = self.disk.before(&Op::Sync { path: &path });
+            asked.and_then(|()| file.sync_data()).map_err(|error| StoreError::failed_sync(&path, error))
         });
         let synced = synced.and_then(|()| directories.iter().try_for_each(|path| self.sync_directory(path)));
         synced.inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))?;

@@ -150,6 +150,19 @@ fn after_a_failed_sync_nothing_is_written() {
 }
 
 #[test]
+fn a_sync_that_finds_no_space_is_a_failed_sync_and_not_a_full_disk() {
+    for what in ["sync 00000000", "sync directory"] {
+        let (_dir, disk, segments) = segments(SEGMENT_LIMIT);
+        segments.append(ORG, &[b"abc"]).unwrap();
+        disk.fail_when(move |line| line.starts_with(what).then_some(libc::ENOSPC));
+        let error = segments.sync().unwrap_err();
+        assert!(matches!(error, StoreError::Io { .. }), "{error}");
+        disk.fail_never();
+        assert!(segments.append(ORG, &[b"x"]).is_err());
+    }
+}
+
+#[test]
 fn punching_gives_blocks_back_and_leaves_the_neighbours() {
     let (dir, _disk, segments) = segments(SEGMENT_LIMIT);
     let extents = [1u8, 2, 3].map(|byte| segments.append(ORG, &[&vec![byte; 300_001]]).unwrap());
