@@ -11,6 +11,7 @@
 
 mod disk;
 mod lock;
+mod reserve;
 mod rows;
 mod segments;
 mod space;
@@ -18,6 +19,7 @@ mod table;
 
 pub use disk::{Disk, Op, RealDisk};
 pub use lock::StateLock;
+pub use reserve::Reserve;
 pub use rows::{Durability, Rows, Statistics};
 pub use segments::{Place, SEGMENT_LIMIT, Segments};
 pub use space::{Space, space};

@@ -40,7 +40,7 @@ pub use time::Time;
 pub use types::*;
 
 use crate::keys::{Keyring, TokenUri};
-use crate::store::{Segments, StateLock, Statistics};
+use crate::store::{Reserve, Segments, StateLock, Statistics};
 use content::Contents;
 use file::Handles;
 use object::Tunnels;
@@ -57,6 +57,9 @@ use writer::Signals;
 
 type Hook<T> = RwLock<Option<Box<dyn Fn(T) + Send + Sync>>>;
 
+/// Kept free so that deletes can be committed, in bytes.
+const KEPT_FREE: u64 = 32 << 20;
+
 /// An open vault.
 pub struct Vault {
     id: VaultId,
@@ -68,6 +71,7 @@ pub struct Vault {
     keyring: Keyring,
     records: Records,
     segments: Segments,
+    reserve: Reserve,
     organizations: Organizations,
     contents: Contents,
     handles: Handles,
@@ -152,10 +156,8 @@ impl Vault {
 
     /// Refuses what the disk has no room for; deleting needs none of this.
     fn check_space(&self, bytes: u64) -> Result<()> {
-        /// Kept free so that deletes can be committed.
-        const RESERVE: u64 = 32 << 20;
         let available = self.available.in_directory(&self.state)?;
-        if available < bytes + self.signals.pending_bytes() + RESERVE { Err(Error::NoSpace) } else { Ok(()) }
+        if available < bytes + self.signals.pending_bytes() + KEPT_FREE { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     pub fn space(&self) -> Result<FsSpace> {

@@ -12,6 +12,8 @@ mod acl;
 mod attributes;
 #[path = "mount/files.rs"]
 mod files;
+#[path = "mount/full.rs"]
+mod full;
 #[path = "mount/lasting.rs"]
 mod lasting;
 #[path = "mount/links.rs"]

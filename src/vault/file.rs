@@ -92,6 +92,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
+        self.check_space(0)?;
         let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);

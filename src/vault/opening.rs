@@ -15,7 +15,7 @@ use super::writer::{self, Signals};
 use super::{AuditEvent, Caller, Vault, VaultId, reaper};
 use crate::crypto::RecordKey;
 use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
-use crate::store::{self, Disk, Durability, Key, RealDisk, Rows, Segments, StateLock, Table};
+use crate::store::{self, Disk, Durability, Key, RealDisk, Reserve, Rows, Segments, StateLock, Table};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -97,7 +97,8 @@ impl Vault {
             state: state.to_owned(),
             owner: (options.owner_uid, options.owner_gid),
             show_hidden: options.show_hidden,
-            segments: Segments::open(state, disk, settings.segment_size)?,
+            segments: Segments::open(state, disk.clone(), settings.segment_size)?,
+            reserve: Reserve::open(state, disk),
             contents: Contents::default(),
             handles: Default::default(),
             tunnels: Default::default(),

@@ -152,6 +152,7 @@ impl Vault {
         if caller.patience == Patience::Never {
             return Err(Error::WouldWait);
         }
+        self.check_space(0)?;
         let (id, kek) = (OrgId::fresh(), KekRef::fresh());
         let context = vec![("organizationId".to_owned(), id.to_string())];
         let no = self.organizations.next_number()?;

@@ -40,6 +40,11 @@ impl Stored {
     pub fn names_segments(&self) -> bool {
         self.appended
     }
+
+    /// Whether all bytes are where they belong, and only records are left to store.
+    pub fn is_placed(&self) -> bool {
+        self.chores_done
+    }
 }
 
 /// One change of a content on its way into the map: its epoch is beside it.

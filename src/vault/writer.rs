@@ -226,6 +226,9 @@ impl Writer<'_> {
                     signals.state.lock().full = false;
                     return true;
                 }
+                // Deletes, and what else takes no more than records, go on in the room that is kept for them.
+                Err(Error::Store(StoreError::Full(_)))
+                    if stored.as_ref().is_some_and(Stored::is_placed) && self.vault.reserve.release() => {}
                 Err(Error::Store(StoreError::Full(_)) | Error::NoSpace) => {
                     self.vault.report("the state directory's disk is full: free some space; deleting works");
                     let mut state = signals.state.lock();
@@ -317,6 +320,7 @@ impl Writer<'_> {
         self.dirty_log = false;
         self.last_sync = Instant::now();
         self.vault.give_back();
+        self.vault.reserve.fill(super::KEPT_FREE);
         if std::mem::take(&mut self.vault.signals.state.lock().scrub)
             && let Err(error) = self.vault.records.store.checkpoint_truncate()
         {
