@@ -156,7 +156,7 @@ fn after_a_kill_or_a_loss_of_power_there_is_a_prefix_and_all_that_was_acknowledg
     let name = "crash::after_a_kill_or_a_loss_of_power_there_is_a_prefix_and_all_that_was_acknowledged";
     token::isolated(name, |token| {
         let everywhere = std::env::var_os("VAULTFS_CRASH_EVERYWHERE").is_some();
-        let seeds = std::env::var("VAULTFS_CRASH_SEEDS").unwrap_or_else(|_| "1..3".into());
+        let seeds = std::env::var("VAULTFS_CRASH_SEEDS").unwrap_or_else(|_| "1..2".into());
         let (from, to) = seeds.split_once("..").expect("A..B");
         let seeds = from.parse::<u64>().expect("a number")..to.parse::<u64>().expect("a number");
         for seed in seeds {

@@ -107,6 +107,7 @@ fn deletes_and_purges_reach_a_disk_that_others_have_filled() {
     let filler = vault.state().join("of somebody else");
     let mut file = File::create(&filler).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
     // What is known of the free space is not asked for anew at each write.
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(errno(write(&a.join("more"), 1)), libc::ENOSPC);

@@ -78,6 +78,8 @@ impl Seam {
     fn answered(&self, code: c_int) -> c_int {
         match code {
             ffi::SQLITE_OK | ffi::SQLITE_IOERR_DELETE_NOENT => code,
+            // A write that came to an early end leaves no errno.
+            ffi::SQLITE_FULL => self.failed(io::Error::from_raw_os_error(libc::ENOSPC), code),
             _ => self.failed(io::Error::last_os_error(), code),
         }
     }
