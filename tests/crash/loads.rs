@@ -240,7 +240,9 @@ fn commits(at: &Path) -> usize {
     for n in 1.. {
         let made = fs::write(at.join("git/file"), content(n)).is_ok()
             && git(at).args(["add", "file"]).status().is_ok_and(|status| status.success())
-            && git(at).args(["commit", "-q", "-m", &n.to_string()]).status().is_ok_and(|status| status.success());
+            && git(at).args(["commit", "-q", "-m", &n.to_string()]).status().is_ok_and(|status| status.success())
+            // It syncs what it writes, and not the rename that makes it count.
+            && File::open(at.join("git/.git/refs/heads")).is_ok_and(|names| names.sync_all().is_ok());
         if !made {
             return n - 1;
         }
