@@ -116,8 +116,8 @@ impl Acknowledged {
         let log = try_run("git", &[&"-C", &repository, &"log", &"--format=%s"]);
         let there = log.text().lines().any(|subject| subject == self.commits.to_string());
         expect(there, format!("git: commit {} is not there: {}{}", self.commits, log.text(), log.err))?;
-        let grep = try_run("git", &[&"-C", &repository, &"show", &format!("HEAD:file")]);
-        expect(grep.code == 0, format!("git show: {}", grep.err))
+        let shown = try_run("git", &[&"-C", &repository, &"show", &"HEAD:file"]);
+        expect(shown.code == 0, format!("git show: {}", shown.err))
     }
 }
 
