@@ -7,13 +7,13 @@ use std::io;
 /// default ACL takes the place of the umask, which therefore comes with each request for the vault to apply;
 /// HANDLE_KILLPRIV_V2 because the vault clears set-id bits, and because only then the kernel remembers that a file has no
 /// capabilities, instead of asking before every write.
-/// POSIX_LOCKS and FLOCK_LOCKS are left out: locks stay in the kernel.
+/// POSIX_LOCKS and FLOCK_LOCKS are left out: locks stay in the kernel. ATOMIC_O_TRUNC is left out: with it an
+/// `open(O_RDONLY | O_TRUNC)` of a running program truncates it, and only then is refused with ETXTBSY.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_POSIX_ACL)

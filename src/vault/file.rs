@@ -38,7 +38,7 @@ impl OpenFile {
     }
 }
 
-/// Open files by handle, and how often each inode is open.
+/// Open files by handle, and by what each inode is open.
 #[derive(Default)]
 pub struct Handles(Mutex<Table>);
 
@@ -49,10 +49,10 @@ pub struct Table {
     open: HashMap<Ino, Opens>,
 }
 
-/// How often an inode is open, and whether one of the opens made it.
+/// By what an inode is open, and whether one of the opens made it.
 #[derive(Default)]
 struct Opens {
-    count: usize,
+    handles: Vec<Handle>,
     created: bool,
 }
 
@@ -64,9 +64,17 @@ impl Table {
     pub fn add(&mut self, file: OpenFile) -> Handle {
         self.last += 1;
         let opens = self.open.entry(file.ino).or_default();
-        (opens.count, opens.created) = (opens.count + 1, opens.created || file.created);
+        opens.handles.push(Handle(self.last));
+        opens.created |= file.created;
         self.files.insert(Handle(self.last), Arc::new(file));
         Handle(self.last)
+    }
+
+    /// Makes a change of the value one of everybody who has the inode open for writing; false if nobody has.
+    fn leave_to_writers(&self, ino: Ino) -> bool {
+        let handles = self.open.get(&ino).map_or(&[][..], |opens| &opens.handles);
+        let writers = handles.iter().filter_map(|handle| self.files.get(handle)).filter(|file| file.access.write);
+        writers.map(|file| file.wrote.store(true, Ordering::Relaxed)).count() > 0
     }
 }
 
@@ -259,8 +267,8 @@ impl Vault {
             let mut handles = self.handles.lock();
             handles.files.remove(&handle);
             let opens = handles.open.get_mut(&file.ino).expect("every handle is counted");
-            opens.count -= 1;
-            let (last, created) = (opens.count == 0, opens.created);
+            opens.handles.retain(|open| *open != handle);
+            let (last, created) = (opens.handles.is_empty(), opens.created);
             if !last {
                 return Ok(());
             }
@@ -404,6 +412,8 @@ impl Vault {
         self.change_value(&mut tx, ino, &node, size, strip)?;
         match &file {
             Some(file) => file.wrote.store(true, Ordering::Relaxed),
+            // open(2) with O_TRUNC: the kernel truncates after the open. Or truncate(2) beside a writer.
+            None if self.handles.lock().leave_to_writers(ino) => {}
             // truncate(2): nobody closes it.
             None => {
                 self.commit_version(&mut tx, caller, ino, false)?;

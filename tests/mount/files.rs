@@ -225,3 +225,22 @@ fn what_the_transport_lacks_is_refused_as_kernels_expect() {
     assert_eq!(errno(unnamed), libc::EOPNOTSUPP);
     run("sync", &[&"-f", &a]);
 }
+
+#[test]
+fn a_running_program_is_not_truncated_by_an_open_that_is_refused() {
+    let vault = Vault::up();
+    let program = vault.org("a").join("sleep");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let size = fs::metadata(&program).unwrap().len();
+    let mut running = std::process::Command::new(&program).arg("30").spawn().unwrap();
+    let truncating = OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program);
+    let alive = running.try_wait().unwrap().is_none();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert_eq!(errno(truncating), libc::ETXTBSY);
+    assert!(alive, "the program lost its pages");
+    assert_eq!(fs::metadata(&program).unwrap().len(), size);
+    // Now that it has ended: the same open truncates.
+    drop(OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program).unwrap());
+    assert_eq!(fs::metadata(&program).unwrap().len(), 0);
+}

@@ -57,6 +57,22 @@ fn truncating_by_name_is_a_change() {
 }
 
 #[test]
+fn truncating_beside_a_writer_is_a_change_of_his_and_to_the_same_size_is_none() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    fs::write(&f, "one two").unwrap();
+    truncate(&f, 3).unwrap();
+    assert_eq!(["1", "2"].map(|n| value(&vault, "a/f", n)), ["one two", "one"]);
+    truncate(&f, 3).unwrap();
+    assert_eq!(vault_says(&f, "version"), "2");
+    let writer = OpenOptions::new().write(true).open(&f).unwrap();
+    truncate(&f, 2).unwrap();
+    assert_eq!((vault_says(&f, "version"), fs::read(&f).unwrap()), ("2".into(), b"on".into()));
+    drop(writer);
+    assert_eq!(value(&vault, "a/f", "3"), "on");
+}
+
+#[test]
 fn writers_at_the_same_time_share_one_value() {
     let vault = Vault::up();
     let f = vault.org("a").join("f");
