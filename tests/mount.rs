@@ -10,6 +10,8 @@ mod vault;
 mod acl;
 #[path = "mount/attributes.rs"]
 mod attributes;
+#[path = "mount/exercise.rs"]
+mod exercise;
 #[path = "mount/files.rs"]
 mod files;
 #[path = "mount/lasting.rs"]

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # what is set here is used by the suites
 # Sourced by every suite: a directory to run in, the cases' counts, and the end.
 #
 #   scripts/suites/NAME [--fast] [DIR]   runs in an organization of a vault of its own, or below DIR on any other file

@@ -151,3 +151,18 @@ fn an_open_file_survives_the_purge_of_its_tombstone() {
     drop(file);
     vault.command(&["fsck"]).good();
 }
+
+/// As on ext4. (pjdfstest's own case of this skips itself on FUSE: see `scripts/suites/pjdfstest.expected`.)
+#[test]
+fn the_65001st_link_is_refused() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), "x").unwrap();
+    for n in 1..65_000 {
+        fs::hard_link(a.join("f"), a.join(n.to_string())).unwrap();
+    }
+    assert_eq!(fs::metadata(a.join("f")).unwrap().nlink(), 65_000);
+    assert_eq!(errno(fs::hard_link(a.join("f"), a.join("more"))), libc::EMLINK);
+    fs::remove_file(a.join("1")).unwrap();
+    fs::hard_link(a.join("f"), a.join("more")).unwrap();
+}
