@@ -76,13 +76,6 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>, flags: u32) -> io::R
     done(unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) }).map(drop)
 }
 
-/// `truncate`, by name.
-pub fn truncate(path: impl AsRef<Path>, size: i64) -> io::Result<()> {
-    let path = c(path);
-    // SAFETY: the path ends in NUL.
-    done(unsafe { libc::truncate(path.as_ptr(), size) }).map(drop)
-}
-
 pub fn fallocate(file: &File, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: the descriptor is open; the rest are numbers.
     done(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
