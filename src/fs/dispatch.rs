@@ -19,7 +19,7 @@ const WAITING_THREADS: usize = 16;
 const SYNCING_THREADS: usize = 8;
 
 pub struct Dispatch {
-    vault: Arc<Vault>,
+    pub vault: Arc<Vault>,
     waiting: Pool,
     syncing: Pool,
 }

@@ -22,6 +22,11 @@ pub fn forward(changes: Receiver<Changed>, notifier: Notifier) -> io::Result<()>
     thread::Builder::new().name("vaultfs-notify".to_owned()).spawn(forward).map(drop)
 }
 
+/// Has the kernel write to the vault what it holds of a file. Returns when that is done; what cannot be written stays.
+pub fn write_back(notifier: &Notifier, ino: INodeNo) {
+    let _ = whole(notifier, ino);
+}
+
 fn invalidate(notifier: &Notifier, change: Changed) -> io::Result<()> {
     match change {
         Changed::Entry { parent, name } => {

@@ -12,7 +12,7 @@ use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
 /// How to mount; permissions are always checked by the kernel.
@@ -108,12 +108,15 @@ impl Mounted {
         let mountpoint = mountpoint.canonicalize()?;
         let end = Arc::new(End::default());
         let (changes, changed) = mpsc::channel();
+        let notifier = Arc::new(OnceLock::new());
         let transport = Transport {
             dispatch: Dispatch::new(vault.clone())?,
             writeback: options.writeback,
+            notifier: notifier.clone(),
             _end: EndOnDrop(end.clone()),
         };
         let session = Session::new(transport, &mountpoint, &options.config())?;
+        notifier.get_or_init(|| session.notifier());
         invalidation::forward(changed, session.notifier())?;
         vault.on_change(Box::new(move |change| {
             // Nobody listens only after the end of the mount.

@@ -7,11 +7,11 @@ use crate::fs::dispatch::Dispatch;
 use crate::fs::lifetime::changes_untold;
 use crate::fs::mount::EndOnDrop;
 use crate::fs::replies::{Attribute, Reply};
-use crate::fs::{listing, names, negotiation, translate};
+use crate::fs::{invalidation, listing, names, negotiation, translate};
 use crate::vault::{Caller, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
@@ -19,6 +19,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// What one `copy_file_range` copies before it returns, so that no FUSE loop is away for long; callers ask for the rest.
@@ -28,6 +29,8 @@ pub struct Transport {
     /// First, so that what its pools still do is done before the end of the mount is told.
     pub dispatch: Dispatch,
     pub writeback: bool,
+    /// There once the session is.
+    pub notifier: Arc<OnceLock<Notifier>>,
     pub _end: EndOnDrop,
 }
 
@@ -300,12 +303,22 @@ impl Filesystem for Transport {
         self.ask(req, reply, move |vault, caller| vault.allocate(caller, Handle(fh.0), mode, offset, length));
     }
 
-    fn lseek(&self, req: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let Some(whence) = translate::seek(whence) else { return reply.error(Errno::EINVAL) };
         // lseek(2): before the file as beyond its end there is no data.
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.ask(req, reply, move |vault, caller| {
+        let seek = move |vault: &Vault, caller: &Caller| {
             vault.seek(caller, Handle(fh.0), offset, whence).map(|found| found as i64)
+        };
+        if !self.dispatch.vault.has_writers(Ino(ino.0)) {
+            return self.ask(req, reply, seek);
+        }
+        // What is written through a mapping or waits in the kernel (writeback) is data as well, and comes to the vault
+        // before the answer: as requests, for which nobody must wait on a FUSE loop or a thread that they may need.
+        let notifier = self.notifier.clone();
+        self.dispatch.sync(caller(req, 0), reply, move |vault, caller| {
+            notifier.get().map(|notifier| invalidation::write_back(notifier, ino));
+            seek(vault, caller)
         });
     }
 

@@ -70,11 +70,14 @@ impl Table {
         Handle(self.last)
     }
 
+    fn writers(&self, ino: Ino) -> impl Iterator<Item = &Arc<OpenFile>> {
+        let handles = self.open.get(&ino).map_or(&[][..], |opens| &opens.handles);
+        handles.iter().filter_map(|handle| self.files.get(handle)).filter(|file| file.access.write)
+    }
+
     /// Makes a change of the value one of everybody who has the inode open for writing; false if nobody has.
     fn leave_to_writers(&self, ino: Ino) -> bool {
-        let handles = self.open.get(&ino).map_or(&[][..], |opens| &opens.handles);
-        let writers = handles.iter().filter_map(|handle| self.files.get(handle)).filter(|file| file.access.write);
-        writers.map(|file| file.wrote.store(true, Ordering::Relaxed)).count() > 0
+        self.writers(ino).map(|file| file.wrote.store(true, Ordering::Relaxed)).count() > 0
     }
 }
 
@@ -146,6 +149,11 @@ impl Vault {
             return Err(Error::Denied("deleted: restore it to read it"));
         }
         Ok(())
+    }
+
+    /// Whether somebody has the file open for writing: the kernel may hold data of it that the vault has not seen.
+    pub fn has_writers(&self, ino: Ino) -> bool {
+        self.handles.lock().writers(ino).next().is_some()
     }
 
     pub fn read(&self, caller: &Caller, handle: Handle, offset: u64, len: usize) -> Result<Vec<u8>> {

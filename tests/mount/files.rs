@@ -138,6 +138,32 @@ fn shared_mappings_and_reads_see_the_same_bytes() {
 }
 
 #[test]
+fn what_is_written_through_a_mapping_is_data_to_seek_before_it_is_written_back() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    file.set_len(MIB).unwrap();
+    assert_eq!(errno(seek(&file, 0, libc::SEEK_DATA)), libc::ENXIO);
+    let mut mapping = Mapping::shared(&file, MIB as usize);
+    mapping.write(500_000, b"mapped");
+    let found = seek(&File::open(&f).unwrap(), 0, libc::SEEK_DATA).unwrap();
+    assert!((400_000..=500_000).contains(&found), "{found}");
+    mapping.write(500_002, b"again");
+    drop(mapping);
+    assert_eq!(&fs::read(&f).unwrap()[500_000..500_007], b"maagain");
+}
+
+#[test]
+fn what_waits_in_the_kernel_is_data_to_seek() {
+    let vault = Vault::up_with(&["-o", "writeback"]);
+    let f = vault.org("a").join("f");
+    let file = create(&f);
+    file.write_all_at(b"waits", 0).unwrap();
+    assert_eq!(seek(&file, 0, libc::SEEK_DATA).unwrap(), 0);
+    assert_eq!(seek(&file, 0, libc::SEEK_HOLE).unwrap(), 5);
+}
+
+#[test]
 fn direct_io_reads_what_others_wrote() {
     let vault = Vault::up();
     let f = vault.org("a").join("f");
