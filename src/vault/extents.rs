@@ -68,6 +68,16 @@ impl ExtentMap {
             .filter(move |(at, piece)| at + u64::from(piece.len) > range.start)
     }
 
+    /// The live piece that begins at `offset`.
+    pub fn piece(&self, offset: u64) -> Option<&Piece> {
+        self.live.get(&offset)
+    }
+
+    /// Where the live pieces begin that begin in `range`.
+    pub fn starting_in(&self, range: Range<u64>) -> Vec<u64> {
+        self.live.range(range).map(|(at, _)| *at).collect()
+    }
+
     /// Bytes that the live pieces take in the store.
     pub fn stored(&self) -> u64 {
         self.live.values().map(stored_bytes).sum()

@@ -4,20 +4,24 @@ use super::Vault;
 use super::changes::{EXTENT_MAX, Run};
 use super::content::{Content, State};
 use super::error::{Error, Result};
-use super::extents::{FreeRun, MapChanges, UNIT};
+use super::extents::{ExtentMap, FreeRun, MapChanges, UNIT};
 use super::ids::{Ino, OrgNo};
 use super::row::{self, Extent, Freed, Node, Past, Pending, Piece, Record, Row, RowAt, Task};
 use crate::crypto::{BlockSize, ExtentKey, LockedKey, Salt};
 use crate::store::{self, Table};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// A value up to this many bytes stands with the records.
 pub const INLINE_MAX: usize = 4096;
 /// Small runs of one content in one batch, beyond which they go to a segment together.
 const INLINE_BATCH: usize = 64 * 1024;
-/// Inline pieces of a large content, beyond which they are folded into a segment.
+/// Inline pieces of a content, beyond which they go to a segment.
 const INLINE_PIECES: usize = 64;
+/// A part of a value, and how many pieces may make it up before it is written again as one: each costs a record, and small
+/// ones a unit of a segment, so that without end random writes of a few bytes would take many times the value's size.
+const WINDOW: u64 = EXTENT_MAX as u64;
+const WINDOW_PIECES: usize = 384;
 /// Rows that background work may change in one batch.
 const CHORES: usize = 4096;
 
@@ -25,7 +29,7 @@ const CHORES: usize = 4096;
 #[derive(Default)]
 pub struct Stored {
     /// Contents whose extents are placed and rows are in the batch.
-    done: std::collections::BTreeSet<Ino>,
+    done: BTreeSet<Ino>,
     /// Appended, not yet named by a row of the batch.
     placed: HashMap<Ino, Vec<(u64, u64, Placed)>>,
     segments: BTreeMap<(OrgNo, u32), row::Segment>,
@@ -149,7 +153,9 @@ impl Vault {
         let last_epoch = state.dirty.iter().filter(|d| d.batch == batch).map(|d| d.epoch).max();
         let key = state.key.clone();
         let map = state.map.as_mut().expect("completed above");
+        let mut touched = BTreeSet::new();
         for (epoch, at, what) in stored.placed.remove(&content.ino).unwrap_or_default() {
+            touched.insert(at / WINDOW);
             match what {
                 Placed::Hole { end } => map.cut(at..end, epoch, &mut changes),
                 Placed::Piece(piece) => {
@@ -158,13 +164,11 @@ impl Vault {
                 }
             }
         }
-        if let (Some(epoch), Some(key)) = (last_epoch, &key)
-            && map.inline().count() > INLINE_PIECES
-        {
-            match self.fold(content.ino, &mut state, epoch, key, &mut changes, stored) {
-                // What was folded so far is in the map, and the rest stays inline.
-                Err(Error::Store(store::StoreError::Full(_))) => {}
-                folded => folded?,
+        if let (Some(epoch), Some(key)) = (last_epoch, &key) {
+            match self.gather_pieces(content.ino, &mut state, touched, epoch, key, &mut changes, stored) {
+                // What was rewritten so far is in the map, and the rest stays as it is.
+                Err(Error::Store(store::StoreError::Full(_)) | Error::Corrupt(_)) => {}
+                gathered => gathered?,
             }
         }
         let bytes = state.map.as_ref().expect("completed above").stored();
@@ -177,19 +181,46 @@ impl Vault {
         Ok(())
     }
 
-    /// Rewrites the many inline pieces of a content as extents of a segment.
-    fn fold(
+    /// Rewrites what lies in too many pieces: the parts of the value that were written now, and everything inline.
+    #[allow(clippy::too_many_arguments, reason = "all that a change of a map is made of")]
+    fn gather_pieces(
         &self,
         ino: Ino,
         state: &mut State,
+        touched: BTreeSet<u64>,
         epoch: u64,
         key: &LockedKey,
         changes: &mut MapChanges,
         stored: &mut Stored,
     ) -> Result<()> {
         let map = state.map.as_mut().expect("the caller completed it");
+        for window in touched {
+            let pieces = map.starting_in(window * WINDOW..(window + 1) * WINDOW);
+            if pieces.len() > WINDOW_PIECES {
+                self.rewrite(ino, map, &pieces, epoch, key, changes, stored)?;
+            }
+        }
+        let inline: Vec<u64> = map.inline().map(|(at, _)| at).collect();
+        if inline.len() > INLINE_PIECES {
+            self.rewrite(ino, map, &inline, epoch, key, changes, stored)?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites pieces, given by their offsets in order, as extents of a segment.
+    #[allow(clippy::too_many_arguments, reason = "all that a change of a map is made of")]
+    fn rewrite(
+        &self,
+        ino: Ino,
+        map: &mut ExtentMap,
+        pieces: &[u64],
+        epoch: u64,
+        key: &LockedKey,
+        changes: &mut MapChanges,
+        stored: &mut Stored,
+    ) -> Result<()> {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (at, piece) in map.inline() {
+        for (at, piece) in pieces.iter().filter_map(|at| Some((*at, map.piece(*at)?))) {
             let mut bytes = vec![0; piece.len as usize];
             self.open_part(ino, key, at, piece, &(at..at + u64::from(piece.len)), &mut bytes)?;
             match runs.last_mut() {

@@ -115,3 +115,29 @@ fn random_overwrites_of_an_image_stay_within_bounds() {
     }
     vault.command(&["fsck"]).good();
 }
+
+#[test]
+fn random_writes_of_a_few_bytes_stay_within_bounds() {
+    let vault = Vault::up_with(&["-o", "keep_versions=1"]);
+    let a = vault.org("a");
+    let before = taken(&vault);
+    let mut value = noise(2 * MIB);
+    fs::write(a.join("image"), &value).unwrap();
+    let mut state = 11u64;
+    for round in 0..4 {
+        let image = File::options().write(true).open(a.join("image")).unwrap();
+        for _ in 0..5000 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let at = (state >> 33) % (2 * MIB - 100);
+            let bytes = [(state >> 20) as u8; 100];
+            image.write_all_at(&bytes, at).unwrap();
+            value[at as usize..][..100].copy_from_slice(&bytes);
+        }
+        image.sync_all().unwrap();
+        drop(image);
+        // Not a unit of 4 KiB for each write, of which there are 20,000.
+        comes_down_to(&vault, before + 2 * 2 * MIB + 24 * MIB, &format!("round {round}"));
+    }
+    assert!(fs::read(a.join("image")).unwrap() == value);
+    vault.command(&["fsck"]).good();
+}
