@@ -1,6 +1,7 @@
 //! The census: one pass over every table of a snapshot. Each row has to have its shape and, where its key is there,
 //! to open; what the rows say of one another is noted for the judgement (`tree.rs`, `space.rs`).
 
+use crate::vault::{ApiKey, Profile};
 use super::finding::{FindingCode as Code, FindingPlace};
 use super::repair::Fix;
 use super::{Check, Subject};
@@ -143,7 +144,7 @@ impl NodeSeen {
 fn owner_by_key(table: Table, key: &Key) -> Option<OrgNo> {
     let number = || OrgNo(key.first_chunk().map_or(u32::MAX, |org| u32::from_be_bytes(*org)));
     match table {
-        Table::Organization => Some(OrgNo::VAULT),
+        Table::Organization | Table::ApiKey | Table::Profile => Some(OrgNo::VAULT),
         Table::Node | Table::Attributes if ino_of(key).is_top() => Some(OrgNo::VAULT),
         Table::Node
         | Table::Attributes
@@ -159,11 +160,11 @@ fn owner_by_key(table: Table, key: &Key) -> Option<OrgNo> {
 
 fn key_length(table: Table) -> usize {
     match table {
-        Table::Organization => 4,
+        Table::Organization | Table::Profile => 4,
         Table::Node | Table::Attributes | Table::Content | Table::Segment => 8,
         Table::Pending => 9,
         Table::Tombstone => 12,
-        Table::Extent | Table::Object | Table::Freed => 16,
+        Table::Extent | Table::Object | Table::Freed | Table::ApiKey => 16,
         Table::Buried => 20,
         Table::Entry | Table::Past => 24,
     }
@@ -189,6 +190,8 @@ impl Check<'_> {
                 c.organizations.insert(no, check.open::<OrgRecord>(key, org, sealed));
             }
         })?;
+        self.pass(snapshot, c, Table::ApiKey, |check, _, key, org, sealed| drop(check.open::<ApiKey>(key, org, sealed)))?;
+        self.pass(snapshot, c, Table::Profile, |check, _, key, org, sealed| drop(check.open::<Profile>(key, org, sealed)))?;
         self.pass(snapshot, c, Table::Node, |check, c, key, org, sealed| {
             let node = check.open::<Node>(key, org, sealed);
             c.nodes.insert(ino_of(key), node.as_ref().map(NodeSeen::of));
