@@ -167,8 +167,15 @@ async fn remote(api: &Arc<Api>, from: IpAddr, headers: &HeaderMap) -> Result<Pri
     if let Some((id, key)) = secret.and_then(|secret| api.vault.api_key(secret)) {
         let identity = Arc::new(KeyIdentity { id, name: key.name.clone() });
         let (uid, gid) = user();
-        let caller =
-            Caller { uid, gid, pid: std::process::id(), umask: 0o077, patience: Patience::Wait, key: Some(identity) };
+        let caller = Caller {
+            uid,
+            gid,
+            pid: std::process::id(),
+            umask: 0o077,
+            groups: Vec::new(),
+            patience: Patience::Wait,
+            key: Some(identity),
+        };
         return Ok(Principal { caller, scope: key.scope.clone(), permission: key.permission });
     }
     let why = if secret.is_some() { "an API key that this vault does not have" } else { "no API key" };
