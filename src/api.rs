@@ -9,6 +9,7 @@ mod apikeys;
 mod body;
 mod datakeys;
 mod error;
+mod events;
 mod health;
 mod metrics;
 mod objects;
@@ -75,8 +76,8 @@ impl Api {
         done.unwrap_or_else(|_| Err(Problem::new(Code::Failure, "the request crashed; the daemon's log says where")))
     }
 
-    fn object(&self, info: vault::ObjectInfo) -> shape::Object {
-        shape::Object::of(info, &self.vault_id)
+    fn object(&self, info: vault::ObjectInfo) -> shape::VaultObject {
+        shape::VaultObject::of(info, &self.vault_id)
     }
 
     /// Puts on record what somebody did through the API.
@@ -108,6 +109,7 @@ pub fn router(api: Arc<Api>) -> Router {
     let counted = axum::middleware::from_fn_with_state(api.clone(), metrics::counted);
     Router::new()
         .route("/healthz", get(health::healthz))
+        .route("/events", get(events::list))
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::document))
         .route("/status", get(health::status))

@@ -5,6 +5,8 @@ mod http;
 #[path = "support/vault.rs"]
 mod vault;
 
+#[path = "api/events.rs"]
+mod events;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/limits.rs"]

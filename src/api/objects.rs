@@ -3,7 +3,7 @@
 use super::access::{Principal, Who};
 use super::openapi::Refusals;
 use super::percent::{self, Query};
-use super::shape::{Deleted, List, ListMetadata, Object, ObjectSummary, Version};
+use super::shape::{Deleted, List, ListMetadata, ObjectSummary, VaultObject, Version};
 use super::{Api, Code, Problem, segment};
 use crate::vault::{self, AuditEvent, ObjectId, ObjectQuery, Permission, Time};
 use axum::Extension;
@@ -120,8 +120,12 @@ fn search(text: Option<&str>) -> Result<(Option<String>, BTreeMap<String, String
 
 #[utoipa::path(get, path = "/vault/v1/kv/{object}/metadata", tag = "objects",
     params(("object" = String, Path, description = "An id, or ORG/PATH as one segment")),
-    responses((status = 200, body = Object), Refusals))]
-pub async fn describe(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<Object>, Problem> {
+    responses((status = 200, body = VaultObject), Refusals))]
+pub async fn describe(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    uri: Uri,
+) -> Result<Json<VaultObject>, Problem> {
     let object = segment(&uri, 3)?;
     api.run(move |api| {
         let (_, info) = find(api, &who, Permission::Read, &object)?;
@@ -155,13 +159,15 @@ pub async fn versions(
         ("version" = String, Path, description = "An ordinal or a version's id"),
         ("version_check" = Option<String>, Query, description = "The version that must be current"),
     ),
-    responses((status = 200, body = Object), Refusals))]
-pub async fn revert(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<Object>, Problem> {
+    responses((status = 200, body = VaultObject), Refusals))]
+pub async fn revert(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<VaultObject>, Problem> {
     let (object, version, query) = (segment(&uri, 3)?, segment(&uri, 5)?, Query::of(&uri)?);
     api.run(move |api| {
         let (id, _) = find(api, &who, Permission::Write, &object)?;
         let version = ordinal(api, id, &version)?;
-        Ok(Json(api.object(api.vault.revert_object(&who.caller, id, version, query.text("version_check")?)?)))
+        let stored = api.vault.revert_object(&who.caller, id, version, query.text("version_check")?)?;
+        api.note(&who, "vault.data.updated", |event| about(event, &stored));
+        Ok(Json(api.object(stored)))
     })
     .await
 }

@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document, made from the handlers' own descriptions.
 
 use super::error::Problem;
-use super::{apikeys, datakeys, health, objects, organizations, tombstones, values};
+use super::{apikeys, datakeys, events, health, objects, organizations, tombstones, values};
 use axum::Json;
 use serde::Serialize;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -61,6 +61,7 @@ pub enum Refusals {
 #[openapi(
     info(title = "vaultfs", description = "Organizations, encrypted objects and data keys of one vault."),
     modifiers(&ApiKeys),
+    components(schemas(Problem)),
     security(("api_key" = [])),
     paths(
         objects::list, objects::describe, objects::versions, objects::revert, objects::delete,
@@ -70,7 +71,7 @@ pub enum Refusals {
         organizations::change, organizations::delete,
         tombstones::list, tombstones::restore, tombstones::purge,
         apikeys::list, apikeys::create, apikeys::revoke,
-        health::healthz,
+        events::list, health::healthz,
     )
 )]
 struct Document;
@@ -101,6 +102,8 @@ mod tests {
             assert!(document["paths"][route].is_object(), "{route}");
         }
         let create = &document["paths"]["/vault/v1/kv"]["post"]["responses"];
+        let schemas = &document["components"]["schemas"];
+        assert!(schemas["Problem"].is_object() && schemas["VaultObject"].is_object());
         assert!(create["201"].is_object() && create["409"].is_object() && create["422"].is_object());
     }
 }

@@ -199,6 +199,26 @@ pub struct Rekey {
     pub context: BTreeMap<String, String>,
 }
 
+/// Something that happened; `data` depends on `event`.
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
+pub struct Event {
+    pub object: String,
+    pub id: String,
+    pub event: String,
+    #[schema(value_type = Object)]
+    pub data: serde_json::Value,
+    pub created_at: String,
+    #[schema(value_type = Object)]
+    pub context: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
+pub struct EventList {
+    pub object: String,
+    pub data: Vec<Event>,
+    pub list_metadata: ListMetadata,
+}
+
 /// The body of `POST /api_keys`.
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct NewApiKey {
@@ -244,7 +264,7 @@ impl ApiKey {
 }
 
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
-pub struct Object {
+pub struct VaultObject {
     pub id: String,
     /// The path inside the organization, lossy where it is not UTF-8.
     pub name: String,
@@ -307,7 +327,7 @@ pub struct Version {
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 #[serde(untagged)]
 pub enum Restored {
-    Object(Object),
+    Object(VaultObject),
     Organization(Organization),
 }
 
@@ -388,7 +408,7 @@ impl From<OrganizationInfo> for Organization {
     }
 }
 
-impl Object {
+impl VaultObject {
     pub fn of(info: ObjectInfo, vault: &str) -> Self {
         let metadata = Metadata {
             id: info.id.clone(),
@@ -405,7 +425,7 @@ impl Object {
             cipher: info.cipher,
             created_at: info.created_at,
         };
-        Object { id: info.id, name: info.path, metadata }
+        VaultObject { id: info.id, name: info.path, metadata }
     }
 }
 

@@ -6,7 +6,7 @@ use super::objects::{about, find, name, ordinal, place, the_only_one};
 use super::openapi::Refusals;
 use super::percent::Query;
 use super::replay::Once;
-use super::shape::{self, Encoding, NewObject, NextValue, Object, Value};
+use super::shape::{self, Encoding, NewObject, NextValue, Value, VaultObject};
 use super::stream::{BodyReader, pieces, takes_trailers, trailer_header};
 use super::{Api, Code, Problem, segment};
 use crate::vault::{ObjectId, Permission};
@@ -52,6 +52,7 @@ pub async fn create(
                 problem if problem.code == Code::Invalid => Problem { code: Code::Unprocessable, ..problem },
                 problem => problem,
             })?;
+            api.note(&who, "vault.data.created", |event| about(event, &made));
             Ok((StatusCode::CREATED, serde_json::to_value(api.object(made).metadata).expect("plain data")))
         })
     })
@@ -174,7 +175,7 @@ async fn value(
                 }
             },
         };
-        let Object { id, name, metadata } = api.object(info);
+        let VaultObject { id, name, metadata } = api.object(info);
         Ok(Json(Value { id, name, value, encoding, metadata }).into_response())
     })
     .await
@@ -202,7 +203,7 @@ async fn raw(api: Arc<Api>, headers: &HeaderMap, id: ObjectId, version: Option<u
         ("version_check" = Option<String>, Query, description = "For a raw value: the version that must be current"),
     ),
     request_body(content((NextValue = "application/json"), (Vec<u8> = "application/octet-stream"))),
-    responses((status = 201, body = Object), Refusals))]
+    responses((status = 201, body = VaultObject), Refusals))]
 pub async fn put(
     State(api): State<Arc<Api>>,
     Extension(who): Who,
@@ -235,7 +236,11 @@ fn update(api: &Api, who: &Principal, object: &[u8], next: NextValue, text: Text
                 return Err(Problem { code: Code::VersionLost, ..lost });
             }
         }
-        (stored, _) => stored?,
+        (stored, _) => {
+            let stored = stored?;
+            api.note(who, "vault.data.updated", |event| about(event, &stored));
+            stored
+        }
     };
     Ok((StatusCode::CREATED, Json(api.object(stored))).into_response())
 }
@@ -245,7 +250,7 @@ async fn store(api: Arc<Api>, who: Principal, uri: &Uri, object: Vec<u8>, body: 
     let query = Query::of(uri)?;
     let mut input = BodyReader::new(body);
     let stored = api.run(move |api| {
-        let stored = (|| {
+        let stored: Result<_, Problem> = (|| {
             may_store(api, &who, &object)?;
             Ok(api.vault.put_object(&who.caller, &object, query.text("version_check")?, &mut input)?)
         })();
@@ -253,7 +258,10 @@ async fn store(api: Arc<Api>, who: Principal, uri: &Uri, object: Vec<u8>, body: 
             // A client hears the answer only once it has sent everything. If it broke off, nobody hears it.
             let _ = io::copy(&mut input, &mut io::sink());
         }
-        stored.map(|stored| api.object(stored))
+        let stored = stored?;
+        let event = if stored.version == 1 { "vault.data.created" } else { "vault.data.updated" };
+        api.note(&who, event, |event| about(event, &stored));
+        Ok(api.object(stored))
     });
     Ok((StatusCode::CREATED, Json(stored.await?)).into_response())
 }

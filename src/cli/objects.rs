@@ -95,7 +95,7 @@ impl Object {
 }
 
 /// What a command says of the object that it stored or restored.
-pub fn done(object: &shape::Object, global: &Global) -> Result<(), Failure> {
+pub fn done(object: &shape::VaultObject, global: &Global) -> Result<(), Failure> {
     if global.json {
         return print_json(object);
     }
@@ -140,7 +140,7 @@ fn list(client: &mut Client, place: Option<&OsStr>, global: &Global) -> Result<(
 }
 
 fn describe(client: &mut Client, object: &OsStr, global: &Global) -> Result<(), Failure> {
-    let described: shape::Object = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
+    let described: shape::VaultObject = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
     if global.json {
         return print_json(&described);
     }
@@ -169,7 +169,7 @@ fn get(client: &mut Client, object: &OsStr, version: Option<u64>, global: &Globa
         return client.stream(Method::GET, &format!("{}{version}", route(object)), &mut write);
     }
     // The version that is described is the one that is read, even if a new one comes in between.
-    let described: shape::Object = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
+    let described: shape::VaultObject = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
     let version = version.unwrap_or(described.metadata.version);
     let mut value = Vec::new();
     client.stream(Method::GET, &format!("{}/versions/{version}", route(object)), &mut |piece| {

@@ -324,6 +324,11 @@ impl Vault {
         };
         self.contents.closed(file.content.clone());
         let mut tx = self.begin()?;
+        if let Some(opens) = self.handles.lock().open.get_mut(&file.ino) {
+            // Opened again since: what that writer is in the middle of is no version yet.
+            opens.created |= created;
+            return Ok(());
+        }
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
         if node.links > 0 || node.grave.is_some() {
             if node.changed || created {
