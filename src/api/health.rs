@@ -9,8 +9,8 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use serde::Deserialize;
 use axum::{Extension, Json};
+use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

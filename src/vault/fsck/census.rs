@@ -1,7 +1,6 @@
 //! The census: one pass over every table of a snapshot. Each row has to have its shape and, where its key is there,
 //! to open; what the rows say of one another is noted for the judgement (`tree.rs`, `space.rs`).
 
-use crate::vault::{ApiKey, Profile};
 use super::finding::{FindingCode as Code, FindingPlace};
 use super::repair::Fix;
 use super::{Check, Subject};
@@ -13,6 +12,7 @@ use crate::vault::row::{
     Attributes, Buried, ContentRecord, Entry, Extent, Freed, Kind, Node, Object, OrgRecord, Past, Pending, Piece,
     Record, RowAt, Segment, Stored, Task, Tombstone, VaultRecord,
 };
+use crate::vault::{ApiKey, Profile};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Bytes in front of a row's ciphertext and behind it: organization, batch, salt, tag.
@@ -190,8 +190,12 @@ impl Check<'_> {
                 c.organizations.insert(no, check.open::<OrgRecord>(key, org, sealed));
             }
         })?;
-        self.pass(snapshot, c, Table::ApiKey, |check, _, key, org, sealed| drop(check.open::<ApiKey>(key, org, sealed)))?;
-        self.pass(snapshot, c, Table::Profile, |check, _, key, org, sealed| drop(check.open::<Profile>(key, org, sealed)))?;
+        self.pass(snapshot, c, Table::ApiKey, |check, _, key, org, sealed| {
+            drop(check.open::<ApiKey>(key, org, sealed))
+        })?;
+        self.pass(snapshot, c, Table::Profile, |check, _, key, org, sealed| {
+            drop(check.open::<Profile>(key, org, sealed))
+        })?;
         self.pass(snapshot, c, Table::Node, |check, c, key, org, sealed| {
             let node = check.open::<Node>(key, org, sealed);
             c.nodes.insert(ino_of(key), node.as_ref().map(NodeSeen::of));
