@@ -1,26 +1,38 @@
-//! The HTTP API of a vault: the one way in for the command line, through a unix socket or in process.
+//! The HTTP API of a vault: the one way in for services and for the command line, over TCP, through a unix socket or
+//! in process.
 //!
-//! Routes and shapes are those of the hosted object vault as far as the commands need them. An `{object}` is
-//! an id or `ORG/PATH`, percent-encoded as one segment. Values travel as `application/octet-stream`.
+//! Routes and shapes are those of the hosted object vault, and some more (`openapi.rs` describes them all). An
+//! `{object}` is an id or `ORG/PATH`, percent-encoded as one segment. Values are JSON, or `application/octet-stream`.
 
 mod access;
+mod apikeys;
+mod body;
+mod datakeys;
 mod error;
+mod events;
 mod health;
+mod metrics;
 mod objects;
+mod openapi;
 mod organizations;
 pub mod percent;
+mod replay;
 pub mod shape;
+mod slowing;
 pub mod stream;
 mod tombstones;
+mod values;
 
-pub use access::Peer;
+pub use access::{Peer, user};
 pub use error::{Code, Problem};
 
 use crate::audit::Audit;
-use crate::vault::{self, Vault};
+use crate::vault::{self, AuditEvent, OrganizationInfo, Permission, Vault};
+use access::Principal;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the routes answer from.
@@ -29,15 +41,29 @@ pub struct Api {
     /// Stands as `environment_id` in every object.
     vault_id: String,
     audit: Arc<Audit>,
-    /// Who besides uid 0 is answered.
+    /// Who besides uid 0 is answered on the socket.
     owner: u32,
     daemon: Option<shape::Daemon>,
+    room: body::Room,
+    replays: replay::Replays,
+    failures: slowing::Failures,
+    requests: metrics::Requests,
 }
 
 impl Api {
     pub fn new(vault: Arc<Vault>, audit: Arc<Audit>, owner: u32, daemon: Option<shape::Daemon>) -> Arc<Self> {
         let vault_id = vault.status().vault;
-        Arc::new(Api { vault, vault_id, audit, owner, daemon })
+        Arc::new(Api {
+            vault,
+            vault_id,
+            audit,
+            owner,
+            daemon,
+            room: Default::default(),
+            replays: Default::default(),
+            failures: Default::default(),
+            requests: Default::default(),
+        })
     }
 
     /// Runs what may wait for the disk or the token where waiting stops nobody else.
@@ -50,32 +76,71 @@ impl Api {
         done.unwrap_or_else(|_| Err(Problem::new(Code::Failure, "the request crashed; the daemon's log says where")))
     }
 
-    fn object(&self, info: vault::ObjectInfo) -> shape::Object {
-        shape::Object::of(info, &self.vault_id)
+    fn object(&self, info: vault::ObjectInfo) -> shape::VaultObject {
+        shape::VaultObject::of(info, &self.vault_id)
+    }
+
+    /// Puts on record what somebody did through the API.
+    fn note(&self, who: &Principal, event: &'static str, fill: impl FnOnce(&mut AuditEvent)) {
+        let mut event = AuditEvent::by(&who.caller, event);
+        fill(&mut event);
+        self.audit.record(&event);
+    }
+
+    /// The organization that a key context names, in which the principal may do this.
+    fn organization_of(
+        &self,
+        who: &Principal,
+        what: Permission,
+        context: &BTreeMap<String, String>,
+    ) -> Result<OrganizationInfo, Problem> {
+        who.may(self, what)?;
+        let found = self.vault.organization_of_context(&who.caller, context)?;
+        let unknown =
+            "the key context names no organization of this vault: `organizationId` is its id, external id or name";
+        let found = found.ok_or_else(|| Problem::new(Code::Unprocessable, unknown))?;
+        who.may_in(self, what, &found.id)?;
+        Ok(found)
     }
 }
 
 pub fn router(api: Arc<Api>) -> Router {
+    let known = axum::middleware::from_fn_with_state(api.clone(), access::known);
+    let counted = axum::middleware::from_fn_with_state(api.clone(), metrics::counted);
     Router::new()
         .route("/healthz", get(health::healthz))
+        .route("/events", get(events::list))
+        .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::document))
         .route("/status", get(health::status))
         .route("/fsck", post(health::fsck))
+        .route("/api_keys", get(apikeys::list).post(apikeys::create))
+        .route("/api_keys/{id}", delete(apikeys::revoke))
         .route("/organizations", get(organizations::list).post(organizations::create))
-        .route("/organizations/{organization}", get(organizations::show).delete(organizations::delete))
-        .route("/vault/v1/kv", get(objects::list))
-        .route("/vault/v1/kv/{object}", get(objects::read).put(objects::put).delete(objects::delete))
+        .route("/organizations/external_id/{external_id}", get(organizations::by_external_id))
+        .route(
+            "/organizations/{organization}",
+            get(organizations::show).put(organizations::change).delete(organizations::delete),
+        )
+        .route("/vault/v1/keys/data-key", post(datakeys::create))
+        .route("/vault/v1/keys/decrypt", post(datakeys::decrypt))
+        .route("/vault/v1/keys/rekey", post(datakeys::rekey))
+        .route("/vault/v1/kv", get(objects::list).post(values::create))
+        .route("/vault/v1/kv/{object}", get(values::read).put(values::put).delete(objects::delete))
         .route("/vault/v1/kv/{object}/metadata", get(objects::describe))
         .route("/vault/v1/kv/{object}/versions", get(objects::versions))
-        .route("/vault/v1/kv/{object}/versions/{version}", get(objects::read_version))
-        .route("/vault/v1/kv/name/{*name}", get(objects::read_by_name).put(objects::put_by_name))
+        .route("/vault/v1/kv/{object}/versions/{version}", get(values::read_version))
+        .route("/vault/v1/kv/{object}/versions/{version}/restore", post(objects::revert))
+        .route("/vault/v1/kv/name/{*name}", get(values::read_by_name))
         .route("/vault/v1/tombstones", get(tombstones::list))
         .route("/vault/v1/tombstones/{tombstone}", delete(tombstones::purge))
         .route("/vault/v1/tombstones/{tombstone}/restore", post(tombstones::restore))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
-        .method_not_allowed_fallback(|| async { Problem::invalid("this route does not take this method") })
-        // Values are streamed and may be as long as files are.
+        .method_not_allowed_fallback(|| async { Problem::new(Code::Method, "this route does not take this method") })
+        // Values are streamed and may be as long as files are; bodies in JSON have a limit of their own.
         .layer(DefaultBodyLimit::disable())
-        .layer(axum::middleware::from_fn_with_state(api.clone(), access::only_owner))
+        .layer(known)
+        .layer(counted)
         .with_state(api)
 }
 

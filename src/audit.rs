@@ -5,9 +5,9 @@
 
 use crate::vault::{AuditEvent, Caller, Time};
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,7 @@ struct Open {
 
 #[derive(Serialize)]
 struct Line<'a> {
+    id: String,
     time: String,
     event: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,13 +47,32 @@ struct Line<'a> {
     detail: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-struct Actor {
-    uid: u32,
-    pid: u32,
+/// Who did it.
+#[derive(Serialize, Deserialize, Debug, Default)]
+pub struct Actor {
+    pub uid: u32,
+    pub pid: u32,
     /// The command's name, as far as the process is still there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    comm: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// The API key's id and name, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A line that was read again.
+#[derive(Deserialize, Debug)]
+pub struct Record {
+    #[serde(default)]
+    pub id: String,
+    pub time: String,
+    pub event: String,
+    pub actor: Option<Actor>,
+    pub organization: Option<String>,
+    pub object: Option<String>,
+    pub detail: Option<String>,
 }
 
 impl Audit {
@@ -69,6 +89,7 @@ impl Audit {
 
     pub fn record(&self, event: &AuditEvent) {
         let line = Line {
+            id: format!("event_{}", ulid::Ulid::generate()),
             time: Time::now().rfc3339(),
             event: event.event,
             actor: event.caller.as_ref().map(Actor::of),
@@ -90,6 +111,45 @@ impl Audit {
                 ));
             }
             Err(_) => {}
+        }
+    }
+
+    /// The first `limit` events that are `wanted`, oldest first, from the one after the event `after` on. From the
+    /// beginning if that one is not in the log any more.
+    pub fn read(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+        wanted: &mut dyn FnMut(&Record) -> bool,
+    ) -> io::Result<Vec<Record>> {
+        let mut found = Vec::new();
+        let mut passed = after.is_none();
+        for path in (1..=KEPT).rev().map(|number| self.aside(number)).chain([self.path.clone()]) {
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file?,
+            };
+            for line in BufReader::new(file).split(b'\n') {
+                let line = line?;
+                if !passed {
+                    // Not parsed: most of the log lies before the place.
+                    let id = after.unwrap_or_default().as_bytes();
+                    passed = line.windows(id.len().max(1)).take(64).any(|part| part == id);
+                    continue;
+                }
+                // A line that is being written is read the next time.
+                let Ok(record) = serde_json::from_slice::<Record>(&line) else { continue };
+                if wanted(&record) {
+                    found.push(record);
+                }
+                if found.len() == limit {
+                    return Ok(found);
+                }
+            }
+        }
+        match (passed, after) {
+            (false, Some(_)) => self.read(None, limit, wanted),
+            _ => Ok(found),
         }
     }
 
@@ -129,8 +189,13 @@ impl Open {
 
 impl Actor {
     fn of(caller: &Caller) -> Self {
+        if let Some(key) = &caller.key {
+            let (id, name) = (key.id.to_string(), key.name.clone());
+            return Actor { uid: caller.uid, pid: caller.pid, comm: None, key: Some(id), name: Some(name) };
+        }
         let comm = fs::read_to_string(format!("/proc/{}/comm", caller.pid)).ok();
-        Actor { uid: caller.uid, pid: caller.pid, comm: comm.map(|c| c.trim_end().to_owned()) }
+        let comm = comm.map(|c| c.trim_end().to_owned());
+        Actor { uid: caller.uid, pid: caller.pid, comm, key: None, name: None }
     }
 }
 
@@ -142,7 +207,8 @@ mod tests {
 
     fn event(event: &'static str) -> AuditEvent {
         let pid = std::process::id();
-        let caller = Some(Caller { uid: 7, gid: 7, pid, umask: 0, groups: Vec::new(), patience: Patience::Never });
+        let caller =
+            Some(Caller { uid: 7, gid: 7, pid, umask: 0, groups: Vec::new(), patience: Patience::Never, key: None });
         AuditEvent { event, caller, organization: Some("org_1".into()), object: None, version: None, detail: None }
     }
 

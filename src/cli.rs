@@ -3,6 +3,7 @@
 //! `init`, `mount`, `umount`, `doctor` and `fsck` where nobody serves the vault act by themselves; all others are
 //! requests to the vault's API ([`client`]). Called as `mount.fuse.vaultfs` the program is a helper of mount(8) ([`helper`]).
 
+mod apikeys;
 mod client;
 mod doctor;
 mod exit;
@@ -49,6 +50,8 @@ enum Command {
     Init(vault::Init),
     /// Mount a vault on a directory
     Mount(mount::Mount),
+    /// Answer the API of a vault without mounting it; ends with SIGTERM
+    Serve(mount::Serve),
     /// Unmount a vault; returns when everything is stored and the daemon has ended
     Umount(umount::Umount),
     /// Show the state of the vault and its token
@@ -66,6 +69,9 @@ enum Command {
     /// Tombstones: deleted objects that can still be restored
     #[command(subcommand)]
     Tombstone(tombstones::Tombstone),
+    /// API keys: who may use the vault over the network
+    #[command(subcommand)]
+    Apikey(apikeys::ApiKey),
 }
 
 /// The whole program: from its arguments to its exit code.
@@ -88,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Init(init) => init.run(global),
         Command::Mount(mount) => mount.run(global),
+        Command::Serve(serve) => serve.run(global),
         Command::Umount(umount) => umount.run(global),
         Command::Status => vault::status(global),
         Command::Fsck(fsck) => fsck.run(global),
@@ -95,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Org(org) => org.run(global),
         Command::Object(object) => object.run(global),
         Command::Tombstone(tombstone) => tombstone.run(global),
+        Command::Apikey(apikey) => apikey.run(global),
     }
 }
 
@@ -125,6 +133,10 @@ mod tests {
             "object list acme/db --vault /s --json",
             "object put acme/db/pw --if-version 3 --json",
             "object get acme/db/pw --version 1 --json",
+            "serve /s --listen 127.0.0.1:8200 --tls-cert c --tls-key k --json",
+            "apikey create backup --org acme --org two --permission write --json",
+            "org set acme --quota-bytes 1000000 --keep-versions-for 30d --json",
+            "object restore acme/db/pw --version 1 --json",
             "tombstone restore acme/x~20261123T164100Z~1f3a --to y --json",
         ] {
             let cli = Cli::try_parse_from(["vaultfs"].into_iter().chain(line.split(' ')));

@@ -104,6 +104,11 @@ pub fn header_tag(vault_key: &LockedKey, header: &[u8]) -> [u8; 32] {
     hmac(&derive(vault_key, None, label::HEADER), &[header])
 }
 
+/// SHA-256 of a secret that is random enough to need no salt: what is stored of an API key.
+pub fn digest(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
+}
+
 /// Whether two tags are equal, in constant time.
 pub fn same_tag(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0

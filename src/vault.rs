@@ -4,11 +4,13 @@
 //! wait beside them (`content.rs`), and the writer thread stores both in batches (`writer.rs`).
 
 mod acl;
+mod apikey;
 mod attributes;
 mod batch;
 mod catalog;
 mod changes;
 mod content;
+mod datakey;
 mod error;
 mod extents;
 mod file;
@@ -16,10 +18,13 @@ mod fsck;
 mod graveyard;
 mod header;
 mod ids;
+mod inventory;
 mod listing;
 mod object;
 mod opening;
 mod organization;
+mod profile;
+mod put;
 mod reaper;
 mod records;
 mod rename;
@@ -36,21 +41,27 @@ mod types;
 mod writer;
 
 pub use crate::keys::Patience;
+pub use apikey::{ApiKey, KeyIdentity, Permission, Scope};
+pub use datakey::DataKey;
 pub use error::{Error, Place, Result};
 pub use fsck::{Finding, FindingCode, FindingPlace, FsckOptions, Lost, LostVersion, Severity};
 pub use header::FORMAT;
-pub use ids::{Ino, ObjectId, OrgId, OrgNo, VaultId, VersionId};
-pub use settings::Settings;
+pub use ids::{ApiKeyId, Ino, ObjectId, OrgId, OrgNo, VaultId, VersionId};
+pub use inventory::{ObjectPage, ObjectQuery};
+pub use profile::Profile;
+pub use settings::{Settings, parse_duration};
 pub use time::Time;
 pub use types::*;
 
 use crate::keys::{Keyring, TokenUri};
 use crate::store::{Reserve, Segments, StateLock, Statistics};
+use apikey::ApiKeys;
 use content::Contents;
 use file::Handles;
 use object::Tunnels;
 use organization::Organizations;
 use parking_lot::{Condvar, Mutex, RwLock};
+use profile::Profiles;
 use records::{Records, Tx};
 use row::{Node, Task};
 use std::collections::{HashMap, VecDeque};
@@ -79,6 +90,8 @@ pub struct Vault {
     segments: Segments,
     reserve: Reserve,
     organizations: Organizations,
+    profiles: Profiles,
+    api_keys: ApiKeys,
     contents: Contents,
     handles: Handles,
     tunnels: Tunnels,

@@ -41,6 +41,13 @@ fn every_command_has_help() {
         "tombstone list",
         "tombstone restore",
         "tombstone purge",
+        "serve",
+        "apikey",
+        "apikey create",
+        "apikey list",
+        "apikey revoke",
+        "org set",
+        "object restore",
     ];
     for command in commands {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

@@ -1,6 +1,6 @@
 //! What a request is refused with: the one table from the vault's errors to a status and a code.
 //!
-//! The body is `{"error": "what happened", "code": "one word"}`; the command line turns the code into its
+//! The body is `{"error": "what happened", "message": the same, "code": "one word"}`; the command line turns the code into its
 //! exit code, other clients look at the status.
 
 use crate::store::StoreError;
@@ -10,9 +10,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use utoipa::ToSchema;
 
 /// One word for the kind of refusal. Scripts compare them: they stay.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     Invalid,
@@ -25,18 +26,33 @@ pub enum Code {
     Integrity,
     NoSpace,
     Failure,
+    /// Understood, and not to be done: a rule of the vault stands against it.
+    Unprocessable,
+    /// A quota of the organization is used up.
+    Quota,
+    Unauthorized,
+    /// The route is there and does not take this method.
+    Method,
+    TooLarge,
+    TooMany,
+    Timeout,
+    Busy,
 }
 
 /// A refusal, in the form in which it travels.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     pub error: String,
+    /// The same text, where some client libraries look for it.
+    #[serde(default)]
+    pub message: String,
     pub code: Code,
 }
 
 impl Problem {
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Problem { error: error.into(), code }
+        let error = error.into();
+        Problem { message: error.clone(), error, code }
     }
 
     pub fn invalid(error: impl Into<String>) -> Self {
@@ -49,7 +65,13 @@ impl Problem {
             Code::Denied => StatusCode::FORBIDDEN,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::Exists | Code::NotEmpty | Code::VersionLost => StatusCode::CONFLICT,
-            Code::Token => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Token | Code::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Unprocessable | Code::Quota => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::Unauthorized => StatusCode::UNAUTHORIZED,
+            Code::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Code::Timeout => StatusCode::REQUEST_TIMEOUT,
             Code::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Code::Integrity | Code::Failure => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -75,7 +97,8 @@ impl From<vault::Error> for Problem {
             libc::ESTALE => Code::VersionLost,
             libc::ENOKEY => Code::Token,
             libc::EIO => Code::Integrity,
-            libc::ENOSPC | libc::EDQUOT => Code::NoSpace,
+            libc::ENOSPC => Code::NoSpace,
+            libc::EDQUOT => Code::Quota,
             libc::EACCES | libc::EPERM | libc::EROFS => Code::Denied,
             libc::EINVAL | libc::ENAMETOOLONG | libc::ENOTDIR | libc::EISDIR | libc::EXDEV => Code::Invalid,
             _ => Code::Failure,
@@ -94,6 +117,12 @@ impl std::error::Error for Problem {}
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        (&self).into_response()
+    }
+}
+
+impl IntoResponse for &Problem {
+    fn into_response(self) -> Response {
         (self.status(), Json(self)).into_response()
     }
 }
@@ -106,7 +135,10 @@ mod tests {
     fn a_problem_travels_as_error_and_code() {
         let problem = Problem::new(Code::VersionLost, "the object is at version 3");
         let text = serde_json::to_string(&problem).unwrap();
-        assert_eq!(text, r#"{"error":"the object is at version 3","code":"version_lost"}"#);
+        assert_eq!(
+            text,
+            r#"{"error":"the object is at version 3","message":"the object is at version 3","code":"version_lost"}"#
+        );
         assert_eq!(serde_json::from_str::<Problem>(&text).unwrap(), problem);
         assert_eq!(problem.status(), StatusCode::CONFLICT);
     }

@@ -1,22 +1,27 @@
 //! How the vault is: `/healthz` for a probe, `/status` for a person, `/fsck` for certainty.
 
+use super::access::Who;
 use super::shape::{FsckLine, Status};
 use super::stream::pieces;
 use super::{Api, Problem};
-use axum::Json;
+use crate::vault::Permission;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[utoipa::path(get, path = "/healthz", tag = "vault", security(()),
+    responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, Problem> {
+pub async fn status(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<Json<Status>, Problem> {
+    who.may_in_vault(&api, Permission::Admin)?;
     api.run(|api| Ok(Json(Status { vault: api.vault.status(), daemon: api.daemon.clone() }))).await
 }
 
@@ -28,7 +33,12 @@ pub struct How {
 }
 
 /// Answers with one JSON line for each finding, as they are found, and some that tell the progress.
-pub async fn fsck(State(api): State<Arc<Api>>, Query(how): Query<How>) -> impl IntoResponse {
+pub async fn fsck(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    Query(how): Query<How>,
+) -> Result<impl IntoResponse, Problem> {
+    who.may_in_vault(&api, Permission::Admin)?;
     const BETWEEN_PROGRESS: Duration = Duration::from_millis(200);
     let (lines, body) = pieces(false);
     tokio::task::spawn_blocking(move || {
@@ -58,5 +68,5 @@ pub async fn fsck(State(api): State<Arc<Api>>, Query(how): Query<How>) -> impl I
             Err(error) => send(FsckLine::Failed(error.into())),
         }
     });
-    ([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body))
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)))
 }

@@ -1,198 +1,256 @@
-//! `/vault/v1/kv`: objects, by id, by `ORG/PATH` and by name.
+//! `/vault/v1/kv`: objects as what is known of them. Their values: `values.rs`.
 
-use super::access::From;
+use super::access::{Principal, Who};
+use super::openapi::Refusals;
 use super::percent::{self, Query};
-use super::shape::{Deleted, List, ListMetadata, Object, ObjectSummary, Version};
-use super::stream::{BodyReader, pieces, takes_trailers, trailer_header};
+use super::shape::{Deleted, List, ListMetadata, ObjectSummary, VaultObject, Version};
 use super::{Api, Code, Problem, segment};
-use crate::vault::{self, Caller, ObjectId};
-use axum::body::{Body, Bytes};
+use crate::vault::{self, AuditEvent, ObjectId, ObjectQuery, Permission, Time};
+use axum::Extension;
+use axum::Json;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use std::io;
+use axum::http::Uri;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const RAW: &str = "application/octet-stream";
-/// Objects in one answer when the request does not say.
+/// Objects in one answer when the request does not say, and at most.
 const LIMIT: usize = 10;
+const LIMIT_MAX: usize = 1000;
 
-/// Query: `organization` (all without it), `prefix` (a folder), `after` (an id), `limit`.
-pub async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<List<ObjectSummary>>, Problem> {
+#[utoipa::path(get, path = "/vault/v1/kv", tag = "objects",
+    description = "Objects in the order of their ids, a page at a time.",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, description = "10 if absent; more than 1000 are 1000"),
+        ("after" = Option<String>, Query, description = "An object's id or name: the page that follows it"),
+        ("before" = Option<String>, Query, description = "An object's id or name: the page that ends before it"),
+        ("order" = Option<super::openapi::Order>, Query, description = "desc if absent"),
+        ("search" = Option<String>, Query, description = "A part of the name, or {\"name\": …, \"key_context\": {…}}"),
+        ("updatedAfter" = Option<String>, Query, description = "RFC 3339, or as JavaScript writes a Date; also updated_after"),
+        ("organization" = Option<String>, Query, description = "An organization's id, name or external id"),
+        ("prefix" = Option<String>, Query, description = "A folder"),
+    ),
+    responses((status = 200, body = List<ObjectSummary>), Refusals))]
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    uri: Uri,
+) -> Result<Json<List<ObjectSummary>>, Problem> {
     let query = Query::of(&uri)?;
-    let limit = query.parsed("limit")?.unwrap_or(LIMIT);
-    if limit == 0 {
-        return Err(Problem::invalid("limit: at least 1"));
-    }
-    let after: Option<ObjectId> = query.parsed("after")?;
-    let organization = query.text("organization")?.map(str::to_owned);
     api.run(move |api| {
-        let organizations = match organization {
-            Some(one) => vec![one],
-            None => api.vault.organizations()?.into_iter().map(|o| o.id).collect(),
+        who.may(api, Permission::Read)?;
+        let wanted = wanted(api, &who, &query)?;
+        let page = api.vault.list_objects(&wanted)?;
+        api.note(&who, "vault.names.listed", |_| ());
+        let edge = |object: Option<&vault::ObjectInfo>, there: bool| object.filter(|_| there).map(|o| o.id.clone());
+        let list_metadata = ListMetadata {
+            before: edge(page.objects.first(), page.earlier),
+            after: edge(page.objects.last(), page.later),
         };
-        let prefix = query.bytes("prefix").unwrap_or_default();
-        let mut found = Vec::new();
-        for organization in &organizations {
-            found.extend(api.vault.list_objects(organization, prefix, after, limit)?);
+        Ok(Json(List { data: page.objects.into_iter().map(ObjectSummary::from).collect(), list_metadata }))
+    })
+    .await
+}
+
+fn wanted(api: &Api, who: &Principal, query: &Query) -> Result<ObjectQuery, Problem> {
+    let organizations = match query.text("organization")? {
+        Some(one) => {
+            let organization = api.vault.organization(one)?;
+            who.may_in(api, Permission::Read, &organization.id)?;
+            Some(vec![organization.id])
         }
-        // Each organization answered in the order of ids; so must all of them together.
-        found.sort_by(|a, b| a.id.cmp(&b.id));
-        let more = found.len() >= limit;
-        found.truncate(limit);
-        let after = found.last().filter(|_| more).map(|last| last.id.clone());
-        let data = found.into_iter().map(ObjectSummary::from).collect();
-        Ok(Json(List { data, list_metadata: ListMetadata { before: None, after } }))
+        None => who.organizations(),
+    };
+    let cursor = |name| match query.text(name)? {
+        Some(place) => place.parse().or_else(|()| the_only_one(api, who, place.as_bytes())).map(Some),
+        None => Ok(None),
+    };
+    let updated_after =
+        match query.text("updatedAfter")?.map_or_else(|| query.text("updated_after"), |t| Ok(Some(t)))? {
+            Some(text) => Some(Time::parse(text).ok_or_else(|| Problem::invalid("updatedAfter: not a date"))?),
+            None => None,
+        };
+    let (name, context) = search(query.text("search")?)?;
+    let (after, before): (Option<ObjectId>, Option<ObjectId>) = (cursor("after")?, cursor("before")?);
+    Ok(ObjectQuery {
+        organizations,
+        folder: query.bytes("prefix").unwrap_or_default().to_vec(),
+        name,
+        context,
+        updated_after,
+        descending: descending(query)?,
+        after,
+        // Some libraries send both; then the way forward counts.
+        before: before.filter(|_| after.is_none()),
+        limit: limit(query)?.min(LIMIT_MAX),
+    })
+}
+
+pub fn limit(query: &Query) -> Result<usize, Problem> {
+    match query.parsed("limit")?.unwrap_or(LIMIT) {
+        0 => Err(Problem::invalid("limit: at least 1")),
+        limit => Ok(limit),
+    }
+}
+
+pub fn descending(query: &Query) -> Result<bool, Problem> {
+    match query.text("order")? {
+        None | Some("desc" | "normal") => Ok(true),
+        Some("asc") => Ok(false),
+        Some(_) => Err(Problem::invalid("order: asc or desc")),
+    }
+}
+
+/// A search is a part of the name, or a JSON object that says more.
+fn search(text: Option<&str>) -> Result<(Option<String>, BTreeMap<String, String>), Problem> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Search {
+        name: Option<String>,
+        #[serde(default)]
+        key_context: BTreeMap<String, String>,
+    }
+    match text.filter(|text| !text.is_empty()) {
+        Some(json) if json.starts_with('{') => {
+            let search: Search = serde_json::from_str(json).map_err(|e| Problem::invalid(format!("search: {e}")))?;
+            Ok((search.name, search.key_context))
+        }
+        plain => Ok((plain.map(str::to_owned), BTreeMap::new())),
+    }
+}
+
+#[utoipa::path(get, path = "/vault/v1/kv/{object}/metadata", tag = "objects",
+    params(("object" = String, Path, description = "An id, or ORG/PATH as one segment")),
+    responses((status = 200, body = VaultObject), Refusals))]
+pub async fn describe(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    uri: Uri,
+) -> Result<Json<VaultObject>, Problem> {
+    let object = segment(&uri, 3)?;
+    api.run(move |api| {
+        let (_, info) = find(api, &who, Permission::Read, &object)?;
+        api.note(&who, "vault.metadata.read", |event| about(event, &info));
+        Ok(Json(api.object(info)))
     })
     .await
 }
 
-pub async fn describe(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<Object>, Problem> {
+#[utoipa::path(get, path = "/vault/v1/kv/{object}/versions", tag = "objects",
+    description = "All versions that are kept, newest first.",
+    params(("object" = String, Path, description = "An id, or ORG/PATH as one segment")),
+    responses((status = 200, body = List<Version>), Refusals))]
+pub async fn versions(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    uri: Uri,
+) -> Result<Json<List<Version>>, Problem> {
     let object = segment(&uri, 3)?;
-    api.run(move |api| Ok(Json(api.object(api.vault.describe(api.vault.find_object(&object)?)?)))).await
-}
-
-pub async fn versions(State(api): State<Arc<Api>>, uri: Uri) -> Result<Json<List<Version>>, Problem> {
-    let object = segment(&uri, 3)?;
-    api.run(move |api| Ok(Json(List::whole(api.vault.versions(api.vault.find_object(&object)?)?)))).await
-}
-
-pub async fn read(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
-    let object = segment(&uri, 3)?;
-    value(api, headers, None, move |api| Ok(api.vault.find_object(&object)?)).await
-}
-
-pub async fn read_version(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
-    let (object, version) = (segment(&uri, 3)?, segment(&uri, 5)?);
-    let version = std::str::from_utf8(&version).ok().and_then(|v| v.parse().ok());
-    let version = version.ok_or_else(|| Problem::invalid("a version is named by its ordinal: 1, 2, 3 …"))?;
-    value(api, headers, Some(version), move |api| Ok(api.vault.find_object(&object)?)).await
-}
-
-/// Query: `organization`. Without it the name must be unique in the vault.
-pub async fn read_by_name(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
-    let (name, query) = (name(&uri)?, Query::of(&uri)?);
-    let organization = query.text("organization")?.map(str::to_owned);
-    value(api, headers, None, move |api| match organization {
-        Some(organization) => Ok(api.vault.find_object(&place(&organization, &name))?),
-        None => the_only_one(api, &name),
+    api.run(move |api| {
+        let (id, _) = find(api, &who, Permission::Read, &object)?;
+        Ok(Json(List::whole(api.vault.versions(id)?)))
     })
     .await
 }
 
-/// Query: `version_check`, a version's id or ordinal. Creates the object if `{object}` is a new `ORG/PATH`.
-pub async fn put(
-    State(api): State<Arc<Api>>,
-    Extension(caller): From,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let object = segment(&uri, 3)?;
-    store(api, caller, &uri, headers, object, body).await
+#[utoipa::path(post, path = "/vault/v1/kv/{object}/versions/{version}/restore", tag = "objects",
+    description = "A new version with the value of an earlier one.",
+    params(
+        ("object" = String, Path, description = "An id, or ORG/PATH as one segment"),
+        ("version" = String, Path, description = "An ordinal or a version's id"),
+        ("version_check" = Option<String>, Query, description = "The version that must be current"),
+    ),
+    responses((status = 200, body = VaultObject), Refusals))]
+pub async fn revert(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<VaultObject>, Problem> {
+    let (object, version, query) = (segment(&uri, 3)?, segment(&uri, 5)?, Query::of(&uri)?);
+    api.run(move |api| {
+        let (id, _) = find(api, &who, Permission::Write, &object)?;
+        let version = ordinal(api, id, &version)?;
+        let stored = api.vault.revert_object(&who.caller, id, version, query.text("version_check")?)?;
+        api.note(&who, "vault.data.updated", |event| about(event, &stored));
+        Ok(Json(api.object(stored)))
+    })
+    .await
 }
 
-/// Query: `organization`, `version_check`.
-pub async fn put_by_name(
-    State(api): State<Arc<Api>>,
-    Extension(caller): From,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let query = Query::of(&uri)?;
-    let organization = query.text("organization")?.ok_or_else(|| Problem::invalid("organization: missing"))?;
-    let object = place(organization, &name(&uri)?);
-    store(api, caller, &uri, headers, object, body).await
-}
-
-/// Query: `version_check`.
-pub async fn delete(State(api): State<Arc<Api>>, Extension(caller): From, uri: Uri) -> Result<Json<Deleted>, Problem> {
+#[utoipa::path(delete, path = "/vault/v1/kv/{object}", tag = "objects",
+    description = "The object becomes a tombstone, which can be restored.",
+    params(
+        ("object" = String, Path, description = "An id, or ORG/PATH as one segment"),
+        ("version_check" = Option<String>, Query, description = "The version that must be current"),
+    ),
+    responses((status = 200, body = Deleted), Refusals))]
+pub async fn delete(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<Deleted>, Problem> {
     let (object, query) = (segment(&uri, 3)?, Query::of(&uri)?);
     api.run(move |api| {
-        let id = api.vault.find_object(&object)?;
-        let name = api.vault.describe(id)?.path;
-        api.vault.delete_object(&caller, id, query.text("version_check")?)?;
-        Ok(Json(Deleted { success: true, name }))
+        let (id, info) = find(api, &who, Permission::Write, &object)?;
+        api.vault.delete_object(&who.caller, id, query.text("version_check")?)?;
+        Ok(Json(Deleted { success: true, name: info.path }))
     })
     .await
 }
 
-/// Streams a value. It is checked block by block, so a problem may come after its beginning.
-async fn value(
-    api: Arc<Api>,
-    headers: HeaderMap,
-    version: Option<u64>,
-    find: impl FnOnce(&Api) -> Result<ObjectId, Problem> + Send + 'static,
-) -> Result<Response, Problem> {
-    if !named(&headers, ACCEPT.as_str()) {
-        return Err(Problem::invalid(format!("values are answered as {RAW}: ask with Accept: {RAW}")));
-    }
-    let id = api.run(find).await?;
-    let (to, body) = pieces(takes_trailers(&headers));
-    tokio::task::spawn_blocking(move || {
-        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the client went away");
-        let mut send = |piece: &[u8]| to.blocking_send(Ok(Bytes::copy_from_slice(piece))).map_err(|_| gone());
-        if let Err(error) = api.vault.read_object(id, version, &mut send) {
-            // Nobody is left to tell if the client went away.
-            let _ = to.blocking_send(Err(error.into()));
-        }
-    });
-    Ok(([(CONTENT_TYPE.as_str(), RAW)], trailer_header(), body.begun().await?).into_response())
+/// An object that the principal may do this to.
+pub fn find(
+    api: &Api,
+    who: &Principal,
+    what: Permission,
+    reference: &[u8],
+) -> Result<(ObjectId, vault::ObjectInfo), Problem> {
+    who.may(api, what)?;
+    let id = api.vault.find_object(reference)?;
+    let info = api.vault.describe(id)?;
+    who.may_in(api, what, &info.organization_id)?;
+    Ok((id, info))
 }
 
-async fn store(
-    api: Arc<Api>,
-    caller: Caller,
-    uri: &Uri,
-    headers: HeaderMap,
-    object: Vec<u8>,
-    body: Body,
-) -> Result<Response, Problem> {
-    if !named(&headers, CONTENT_TYPE.as_str()) {
-        return Err(Problem::invalid(format!("values are taken as {RAW}: send Content-Type: {RAW}")));
-    }
-    let query = Query::of(uri)?;
-    let mut input = BodyReader::new(body);
-    let stored = api.run(move |api| {
-        let stored = api.vault.put_object(&caller, &object, query.text("version_check")?, &mut input);
-        if stored.is_err() {
-            // A client hears the answer only once it has sent everything. If it broke off, nobody hears it.
-            let _ = io::copy(&mut input, &mut io::sink());
-        }
-        Ok(api.object(stored?))
-    });
-    Ok((StatusCode::CREATED, Json(stored.await?)).into_response())
+pub fn about(event: &mut AuditEvent, info: &vault::ObjectInfo) {
+    event.organization = Some(info.organization_id.clone());
+    event.object = Some(info.id.clone());
+    event.version.clone_from(&info.version_id);
 }
 
-fn named(headers: &HeaderMap, header: &str) -> bool {
-    headers.get(header).is_some_and(|value| value.as_bytes() == RAW.as_bytes())
+/// A version's ordinal, from it or from the version's id.
+pub fn ordinal(api: &Api, object: ObjectId, version: &[u8]) -> Result<u64, Problem> {
+    let text = std::str::from_utf8(version).map_err(|_| Problem::invalid("a version is named by ordinal or id"))?;
+    match text.parse() {
+        Ok(ordinal) if text.len() < 32 => Ok(ordinal),
+        _ => {
+            let known = api.vault.versions(object)?.into_iter().find(|version| version.id == text);
+            known.map(|version| version.version).ok_or_else(|| vault::Error::Absent("no such version is kept").into())
+        }
+    }
 }
 
 /// The name after `/vault/v1/kv/name/`, with its slashes encoded or not.
-fn name(uri: &Uri) -> Result<Vec<u8>, Problem> {
+pub fn name(uri: &Uri) -> Result<Vec<u8>, Problem> {
     percent::decode(uri.path().splitn(6, '/').nth(5).unwrap_or_default())
 }
 
-fn place(organization: &str, name: &[u8]) -> Vec<u8> {
+pub fn place(organization: &str, name: &[u8]) -> Vec<u8> {
     [organization.as_bytes(), b"/", name].concat()
 }
 
-fn the_only_one(api: &Api, name: &[u8]) -> Result<ObjectId, Problem> {
-    let mut found = Vec::new();
+/// The object with a name that only one organization has, of those that the principal sees.
+pub fn the_only_one(api: &Api, who: &Principal, name: &[u8]) -> Result<ObjectId, Problem> {
+    let seen = who.organizations();
+    let (mut found, mut closed) = (Vec::new(), None);
     for organization in api.vault.organizations()? {
+        if seen.as_ref().is_some_and(|seen| !seen.contains(&organization.id)) {
+            continue;
+        }
         match api.vault.find_object(&place(&organization.id, name)) {
             Ok(id) => found.push((id, organization.name)),
-            Err(vault::Error::NotFound) => {}
+            Err(vault::Error::NotFound | vault::Error::NotADirectory) => {}
+            // One organization's key that is not to be had closes no other.
+            Err(error @ vault::Error::Key(_)) => closed = Some(error),
             Err(error) => return Err(error.into()),
         }
     }
-    match found.as_slice() {
-        [] => Err(vault::Error::NotFound.into()),
-        [(id, _)] => Ok(*id),
-        [(_, first), (_, second), ..] => {
+    match (found.as_slice(), closed) {
+        ([], Some(error)) => Err(error.into()),
+        ([], None) => Err(vault::Error::NotFound.into()),
+        ([(id, _)], _) => Ok(*id),
+        ([(_, first), (_, second), ..], _) => {
             let both = format!("{first} and {second} both have an object of this name: say which organization");
             Err(Problem::new(Code::Exists, both))
         }
@@ -209,5 +267,13 @@ mod tests {
             assert_eq!(name(&path.parse().unwrap()).unwrap(), b"prod/db pass");
         }
         assert_eq!(place("acme", b"prod/db"), b"acme/prod/db");
+    }
+
+    #[test]
+    fn a_search_is_text_or_json() {
+        assert_eq!(search(Some("db")).unwrap().0.as_deref(), Some("db"));
+        let (name, context) = search(Some(r#"{"name":"db","key_context":{"env":"prod"}}"#)).unwrap();
+        assert_eq!((name.as_deref(), context["env"].as_str()), (Some("db"), "prod"));
+        assert!(search(Some(r#"{"nam":"db"}"#)).is_err() && search(Some("{")).is_err());
     }
 }

@@ -54,6 +54,12 @@ impl Query {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice())
     }
 
+    /// The values of a name that may come more than once.
+    pub fn all(&self, name: &str) -> Result<Vec<&str>, Problem> {
+        let values = self.0.iter().filter(|(n, _)| n == name).map(|(_, value)| std::str::from_utf8(value));
+        values.collect::<Result<_, _>>().map_err(|_| Problem::invalid(format!("{name}: not UTF-8")))
+    }
+
     pub fn text(&self, name: &str) -> Result<Option<&str>, Problem> {
         let value = self.bytes(name).map(std::str::from_utf8).transpose();
         value.map_err(|_| Problem::invalid(format!("{name}: not UTF-8")))

@@ -70,8 +70,17 @@ impl Client {
     }
 
     pub fn post<T: DeserializeOwned>(&mut self, path: &str, body: &impl serde::Serialize) -> Result<T, Failure> {
+        self.send_json(Method::POST, path, body)
+    }
+
+    pub fn send_json<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).expect("a request is plain data");
-        let request = Request::builder().method(Method::POST).uri(path).header("content-type", "application/json");
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
         self.send(request, body.into())?.json()
     }
 
@@ -186,13 +195,13 @@ async fn reach(state: &Path) -> Result<Option<Way>, Failure> {
 /// How this process opens a vault itself, and the log that it then writes.
 pub fn options(state: &Path) -> Result<(Options, Arc<Audit>), Failure> {
     process::keep_secrets();
-    let peer = Peer::this_process();
+    let (owner, group) = api::user();
     let audit = Audit::open(state, Box::new(|why| log::error(&why)));
     let audit = Arc::new(audit.map_err(|e| Failure::io(state.join("audit").display(), e))?);
     let record = audit.clone();
     let options = Options {
-        owner_uid: peer.uid.unwrap_or(0),
-        owner_gid: peer.gid,
+        owner_uid: owner,
+        owner_gid: group,
         audit: AuditHook::new(move |event| record.record(event)),
         ..Options::default()
     };

@@ -59,13 +59,14 @@ const WARNINGS: u8 = 8;
 
 fn exit_code(code: Code) -> u8 {
     match code {
-        Code::Failure | Code::Exists | Code::NotEmpty | Code::NoSpace => 1,
-        Code::Invalid => 2,
+        Code::Failure | Code::Exists | Code::NotEmpty | Code::NoSpace | Code::Quota => 1,
+        Code::TooMany | Code::Timeout | Code::Busy => 1,
+        Code::Invalid | Code::Unprocessable | Code::Method | Code::TooLarge => 2,
         Code::NotFound => 3,
         Code::VersionLost => 4,
         Code::Token => 5,
         Code::Integrity => 6,
-        Code::Denied => 7,
+        Code::Denied | Code::Unauthorized => 7,
     }
 }
 

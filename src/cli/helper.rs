@@ -5,7 +5,7 @@
 use super::exit::Failure;
 use super::mount::mount;
 use super::options::Options;
-use crate::api::Peer;
+use crate::api::user;
 use clap::Parser;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -53,7 +53,7 @@ impl Request {
             let error = Command::new("mount").args(["-i", "-o", &changed]).arg(&self.mountpoint).exec();
             return Err(Failure::io("mount", error));
         }
-        let owner_uid = Peer::this_process().uid.unwrap_or(u32::MAX);
+        let owner_uid = user().0;
         let options = Options::parse(self.options.iter().map(String::as_str), owner_uid)?;
         if self.fake {
             return Ok(());

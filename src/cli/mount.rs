@@ -1,11 +1,11 @@
-//! `vaultfs mount`: looks before it mounts, starts the daemon, and returns when the mount answers.
+//! `vaultfs mount` and `vaultfs serve`: look before they start the daemon, and return when it answers.
 
 use super::exit::Failure;
 use super::options::Options;
 use super::output::print_json;
 use super::place::Header;
 use super::{Global, canonical};
-use crate::api::{Code, Peer};
+use crate::api::{Code, user};
 use crate::daemon::detach::{Side, detach};
 use crate::daemon::{self, Plan, Report, mounts};
 use crate::vault;
@@ -30,14 +30,75 @@ pub struct Mount {
     /// Another source of the PIN than `init` was told: file:PATH, credential:NAME, fd:N or prompt
     #[arg(long, value_name = "SOURCE")]
     pin_source: Option<String>,
+    #[command(flatten)]
+    network: Network,
+}
+
+/// The API over the network.
+#[derive(Args)]
+pub struct Network {
+    /// Answer the API on this address too: ADDRESS:PORT, or a port of the loopback
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// The certificate chain (PEM), for TLS; needed beyond the loopback
+    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "listen")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+/// `vaultfs serve`: the API without a mount.
+#[derive(Args)]
+pub struct Serve {
+    /// The state directory
+    state: PathBuf,
+    /// Stay in the foreground, the log on standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// The vault's settings, as in keep_versions=20
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Another token than `init` was told, as a pkcs11: URI
+    #[arg(long, value_name = "PKCS11-URI")]
+    token: Option<String>,
+    /// Another source of the PIN than `init` was told: file:PATH, credential:NAME, fd:N or prompt
+    #[arg(long, value_name = "SOURCE")]
+    pin_source: Option<String>,
+    #[command(flatten)]
+    network: Network,
+}
+
+impl Network {
+    /// Adds what the command line says to what `-o` says.
+    fn add_to(self, options: &mut Options) -> Result<(), Failure> {
+        options.listen = self.listen.or(options.listen.take());
+        options.tls_cert = self.tls_cert.or(options.tls_cert.take());
+        options.tls_key = self.tls_key.or(options.tls_key.take());
+        Ok(())
+    }
+}
+
+impl Serve {
+    pub fn run(self, global: &Global) -> Result<(), Failure> {
+        let mut options = Options::parse(self.options.iter().map(String::as_str), user().0)?;
+        options.token = self.token.or(options.token);
+        options.pin_source = self.pin_source.or(options.pin_source);
+        self.network.add_to(&mut options)?;
+        match start(&self.state, None, options, self.foreground)?.filter(|_| global.json) {
+            Some(pid) => print_json(&serde_json::json!({ "pid": pid })),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Mount {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
-        let owner_uid = Peer::this_process().uid.unwrap_or(u32::MAX);
+        let owner_uid = user().0;
         let mut options = Options::parse(self.options.iter().map(String::as_str), owner_uid)?;
         options.token = self.token.or(options.token);
         options.pin_source = self.pin_source.or(options.pin_source);
+        self.network.add_to(&mut options)?;
         let (state, point) = (self.state, self.mountpoint);
         let pid = mount(&state, &point, options, self.foreground)?;
         match pid.filter(|_| global.json) {
@@ -49,23 +110,28 @@ impl Mount {
 
 /// Mounts. The daemon's pid when it answers; nothing after a mount in the foreground has ended.
 pub fn mount(state: &Path, point: &Path, options: Options, foreground: bool) -> Result<Option<u32>, Failure> {
-    let mount_point = mountable(point)?;
+    start(state, Some(mountable(point)?), options, foreground)
+}
+
+fn start(state: &Path, point: Option<PathBuf>, options: Options, foreground: bool) -> Result<Option<u32>, Failure> {
     let state = canonical(state).map_err(|f| f.about("the state directory"))?;
-    let peer = Peer::this_process();
+    let listen = options.listen()?;
     let mut mount = options.mount;
     mount.source = path_text(&state)?;
+    let mount = point.map(|point| (point, mount));
+    let (owner_uid, owner_gid) = user();
     let source = options.pin_source.clone().or_else(|| Header::peek(&state).ok()?.pin_source);
     let pin = source.and_then(|source| source.strip_prefix("fd:")?.parse().ok());
     let vault = vault::Options {
         token: options.token,
         pin_source: options.pin_source,
-        owner_uid: peer.uid.unwrap_or(0),
-        owner_gid: peer.gid,
+        owner_uid,
+        owner_gid,
         show_hidden: options.show_hidden,
         settings: options.settings,
         ..vault::Options::default()
     };
-    let plan = Plan { state, mount_point, mount, vault };
+    let plan = Plan { state, mount, listen, vault };
     if foreground {
         return Ok(daemon::run(plan, Report::ServiceManager).map(|()| None)?);
     }

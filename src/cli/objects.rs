@@ -52,6 +52,16 @@ pub enum Object {
     },
     /// List the versions of an object
     Versions { object: OsString },
+    /// Give an object the value of an earlier version, as a new version
+    Restore {
+        object: OsString,
+        /// The earlier version, by its ordinal or id
+        #[arg(long, value_name = "ORDINAL|VERSION-ID")]
+        version: String,
+        /// Store only on top of this version, else end with 4
+        #[arg(long, value_name = "VERSION-ID|ORDINAL")]
+        if_version: Option<String>,
+    },
 }
 
 impl Object {
@@ -73,13 +83,19 @@ impl Object {
                 let deleted: Deleted = client.ask(Method::DELETE, &path).map_err(|f| f.about(object.display()))?;
                 if global.json { print_json(&deleted) } else { Ok(()) }
             }
+            Object::Restore { object, version, if_version } => {
+                let version = encode(version.as_bytes());
+                let path = format!("{}/versions/{version}/restore{}", route(&object), check(&if_version));
+                let stored = client.ask(Method::POST, &path).map_err(|f| f.about(object.display()))?;
+                done(&stored, global)
+            }
             Object::Versions { object } => versions(client, &object, global).map_err(|f| f.about(object.display())),
         }
     }
 }
 
 /// What a command says of the object that it stored or restored.
-pub fn done(object: &shape::Object, global: &Global) -> Result<(), Failure> {
+pub fn done(object: &shape::VaultObject, global: &Global) -> Result<(), Failure> {
     if global.json {
         return print_json(object);
     }
@@ -89,7 +105,7 @@ pub fn done(object: &shape::Object, global: &Global) -> Result<(), Failure> {
 }
 
 fn list(client: &mut Client, place: Option<&OsStr>, global: &Global) -> Result<(), Failure> {
-    let mut query = format!("/vault/v1/kv?limit={PAGE}");
+    let mut query = format!("/vault/v1/kv?order=asc&limit={PAGE}");
     if let Some(place) = place {
         let mut parts = place.as_bytes().splitn(2, |b| *b == b'/');
         query += &format!("&organization={}", encode(parts.next().unwrap_or_default()));
@@ -124,7 +140,7 @@ fn list(client: &mut Client, place: Option<&OsStr>, global: &Global) -> Result<(
 }
 
 fn describe(client: &mut Client, object: &OsStr, global: &Global) -> Result<(), Failure> {
-    let described: shape::Object = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
+    let described: shape::VaultObject = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
     if global.json {
         return print_json(&described);
     }
@@ -153,7 +169,7 @@ fn get(client: &mut Client, object: &OsStr, version: Option<u64>, global: &Globa
         return client.stream(Method::GET, &format!("{}{version}", route(object)), &mut write);
     }
     // The version that is described is the one that is read, even if a new one comes in between.
-    let described: shape::Object = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
+    let described: shape::VaultObject = client.ask(Method::GET, &format!("{}/metadata", route(object)))?;
     let version = version.unwrap_or(described.metadata.version);
     let mut value = Vec::new();
     client.stream(Method::GET, &format!("{}/versions/{version}", route(object)), &mut |piece| {

@@ -1,7 +1,9 @@
 //! Mount options, `-o a,b=c`: mount(8)'s own, the vault's, and none other.
 
 use super::exit::Failure;
+use crate::daemon::Listen;
 use crate::fs::MountOptions;
+use std::path::PathBuf;
 
 /// Everything that `-o` can say, sorted by who wants to know it.
 pub struct Options {
@@ -9,6 +11,9 @@ pub struct Options {
     pub token: Option<String>,
     pub pin_source: Option<String>,
     pub show_hidden: bool,
+    pub listen: Option<String>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
     /// `name=value`, for the vault to judge.
     pub settings: Vec<(String, String)>,
 }
@@ -25,12 +30,27 @@ impl Options {
             token: None,
             pin_source: None,
             show_hidden: false,
+            listen: None,
+            tls_cert: None,
+            tls_key: None,
             settings: Vec::new(),
         };
         for option in options.into_iter().flat_map(split) {
             parsed.take(&option)?;
         }
         Ok(parsed)
+    }
+
+    /// Where the API is to be answered over the network. The daemon leaves the working directory: paths are absolute.
+    pub fn listen(&self) -> Result<Option<Listen>, Failure> {
+        let Some(address) = &self.listen else { return Ok(None) };
+        let absolute = |path: &PathBuf| super::canonical(path);
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(chain), Some(key)) => Some((absolute(chain)?, absolute(key)?)),
+            (None, None) => None,
+            _ => return Err(Failure::usage("TLS needs both a certificate and its key")),
+        };
+        Listen::parse(address, tls).map(Some).map_err(Failure::usage)
     }
 
     fn take(&mut self, option: &str) -> Result<(), Failure> {
@@ -49,6 +69,9 @@ impl Options {
         match option.split_once('=') {
             Some(("token", uri)) => self.token = Some(uri.into()),
             Some(("pin_source", source)) => self.pin_source = Some(source.into()),
+            Some(("listen", address)) => self.listen = Some(address.into()),
+            Some(("tls_cert", path)) => self.tls_cert = Some(path.into()),
+            Some(("tls_key", path)) => self.tls_key = Some(path.into()),
             Some(("comment", _)) => {}
             Some((name, value)) => self.settings.push((name.into(), value.into())),
             None if option == "remount" => {

@@ -5,9 +5,12 @@ use super::exit::Failure;
 use super::output::{fields, print, print_json, shown, table};
 use super::{Global, place};
 use crate::api::percent::encode;
-use crate::api::shape::{Deleted, List, NewOrganization, Organization};
+use crate::api::shape::{Deleted, List, NewOrganization, Organization, OrganizationChange};
 use axum::http::Method;
 use clap::Subcommand;
+
+/// Organizations asked for in one request of a listing.
+const PAGE: usize = 1000;
 
 #[derive(Subcommand)]
 pub enum Org {
@@ -20,6 +23,22 @@ pub enum Org {
         /// Permission bits of its directory in octal [default: 0700]
         #[arg(long, value_parser = mode)]
         mode: Option<u32>,
+    },
+    /// Change what is known of an organization, and its limits; `none` takes a limit away
+    Set {
+        /// Name, id (org_…) or external id
+        organization: String,
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long, value_name = "ID|none")]
+        external_id: Option<String>,
+        /// How long a version is kept after it was replaced, instead of by number: 30d, 12h
+        #[arg(long, value_name = "DURATION|none", value_parser = duration)]
+        keep_versions_for: Option<Limit>,
+        #[arg(long, value_name = "BYTES|none", value_parser = number)]
+        quota_bytes: Option<Limit>,
+        #[arg(long, value_name = "NUMBER|none", value_parser = number)]
+        quota_objects: Option<Limit>,
     },
     /// List the organizations
     List,
@@ -40,9 +59,21 @@ impl Org {
         let client = &mut Client::new(&place::state(global)?)?;
         match self {
             Org::Create { name, owner, mode } => {
-                let new = NewOrganization { name, owner, mode };
+                let new = NewOrganization { name, owner, mode, change: OrganizationChange::default() };
                 let made = client.post("/organizations", &new).map_err(|f| f.about(&new.name))?;
                 show(&made, global)
+            }
+            Org::Set { organization, name, external_id, keep_versions_for, quota_bytes, quota_objects } => {
+                let change = OrganizationChange {
+                    name,
+                    external_id: external_id.map(|id| Some(id).filter(|id| id != "none")),
+                    keep_versions_for: keep_versions_for.map(|limit| limit.0),
+                    quota_bytes: quota_bytes.map(|limit| limit.0),
+                    quota_objects: quota_objects.map(|limit| limit.0),
+                    ..OrganizationChange::default()
+                };
+                let changed = client.send_json(Method::PUT, &route(&organization), &change);
+                show(&changed.map_err(|f| f.about(&organization))?, global)
             }
             Org::List => list(client, global),
             Org::Show { organization } => {
@@ -59,7 +90,17 @@ impl Org {
 }
 
 fn list(client: &mut Client, global: &Global) -> Result<(), Failure> {
-    let list: List<Organization> = client.ask(Method::GET, "/organizations")?;
+    let mut list: List<Organization> = List::whole(Vec::<Organization>::new());
+    let mut after = String::new();
+    loop {
+        let page: List<Organization> =
+            client.ask(Method::GET, &format!("/organizations?order=asc&limit={PAGE}{after}"))?;
+        list.data.extend(page.data);
+        match page.list_metadata.after {
+            Some(last) => after = format!("&after={last}"),
+            None => break,
+        }
+    }
     if global.json {
         return print_json(&list);
     }
@@ -81,7 +122,7 @@ fn show(organization: &Organization, global: &Global) -> Result<(), Failure> {
     if global.json {
         return print_json(organization);
     }
-    print(&fields(&[
+    let mut lines = vec![
         ("name", shown(&organization.name)),
         ("id", organization.id.clone()),
         ("created", organization.created_at.clone()),
@@ -89,7 +130,16 @@ fn show(organization: &Organization, global: &Global) -> Result<(), Failure> {
         ("bytes", organization.bytes.to_string()),
         ("tombstones", organization.tombstones.to_string()),
         ("key", format!("{} ({})", organization.key_id, organization.key_state)),
-    ]))
+    ];
+    lines.extend(organization.external_id.as_ref().map(|id| ("external id", shown(id))));
+    lines.extend(
+        organization
+            .keep_versions_for
+            .map(|seconds| ("versions kept", format!("{seconds} s after they were replaced"))),
+    );
+    lines.extend(organization.quota_bytes.map(|bytes| ("quota", format!("{bytes} bytes"))));
+    lines.extend(organization.quota_objects.map(|objects| ("quota", format!("{objects} objects"))));
+    print(&fields(&lines))
 }
 
 fn route(organization: &str) -> String {
@@ -99,6 +149,27 @@ fn route(organization: &str) -> String {
 fn owner(text: &str) -> Result<(u32, u32), &'static str> {
     let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
     pair.ok_or("two numbers are expected, as in 1000:1000")
+}
+
+/// A limit, or none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit(Option<u64>);
+
+fn number(text: &str) -> Result<Limit, &'static str> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => text.parse().map(|number| Limit(Some(number))).map_err(|_| "a number is expected, or none"),
+    }
+}
+
+fn duration(text: &str) -> Result<Limit, &'static str> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => {
+            let time = crate::vault::parse_duration(text).ok_or("a duration is expected, as in 30d, or none")?;
+            Ok(Limit(Some(time.as_secs())))
+        }
+    }
 }
 
 fn mode(text: &str) -> Result<u32, &'static str> {

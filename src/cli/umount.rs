@@ -3,7 +3,7 @@
 use super::Global;
 use super::exit::Failure;
 use super::output::print_json;
-use crate::api::{Code, Peer};
+use crate::api::{Code, user};
 use crate::daemon::mounts;
 use crate::store::StateLock;
 use clap::Args;
@@ -44,7 +44,7 @@ impl Umount {
 }
 
 fn unmount(point: &Path) -> Result<(), Failure> {
-    if Peer::this_process().uid != Some(0) {
+    if user().0 != 0 {
         return by_fusermount(point);
     }
     let path = CString::new(point.as_os_str().as_bytes()).expect("a mount point holds no NUL");

@@ -5,7 +5,7 @@ use super::exit::Failure;
 use super::output::{fields, print, print_json, shown};
 use super::{Global, place};
 use crate::api::Problem;
-use crate::api::shape::Status;
+use crate::api::shape::{self, Status};
 use crate::daemon::process;
 use crate::vault::Vault;
 use axum::http::Method;
@@ -44,10 +44,12 @@ pub fn status(global: &Global) -> Result<(), Failure> {
     }
     let vault = status.vault;
     let token = &vault.token;
-    let mounted = match status.daemon {
-        Some(daemon) => format!("{} by process {}", shown(&daemon.mount_point), daemon.pid),
+    let mounted = match &status.daemon {
+        Some(shape::Daemon { pid, mount_point: Some(point), .. }) => format!("{} by process {pid}", shown(point)),
+        Some(daemon) => format!("no; served by process {}", daemon.pid),
         None => "no".into(),
     };
+    let listens = status.daemon.as_ref().and_then(|daemon| daemon.listens.clone());
     let mut lines = vec![
         ("vault", format!("{} (format {})", vault.vault, vault.format)),
         ("state", shown(&vault.state_directory)),
@@ -62,6 +64,9 @@ pub fn status(global: &Global) -> Result<(), Failure> {
         ("bytes pending", vault.pending_bytes.to_string()),
         ("writing", vault.writing.clone()),
     ];
+    if let Some(address) = listens {
+        lines.insert(3, ("listens on", address));
+    }
     if let Some(error) = &token.last_error {
         lines.push(("token error", error.clone()));
     }

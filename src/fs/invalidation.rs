@@ -35,6 +35,11 @@ fn invalidate(notifier: &Notifier, change: Changed) -> io::Result<()> {
             whole(notifier, INodeNo(parent.0))
         }
         Changed::Inode { ino, data: true } => whole(notifier, INodeNo(ino.0)),
+        Changed::Told(waiting) => {
+            // Whoever waited has given up if this fails.
+            let _ = waiting.send(());
+            Ok(())
+        }
         // A negative offset: the attributes alone.
         Changed::Inode { ino, data: false } => notifier.inval_inode(INodeNo(ino.0), -1, 0),
     }

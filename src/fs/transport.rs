@@ -350,7 +350,15 @@ impl Transport {
 }
 
 fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask, groups: Vec::new(), patience: Patience::Never }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
+        umask,
+        groups: Vec::new(),
+        patience: Patience::Never,
+        key: None,
+    }
 }
 
 /// The supplementary groups of the thread whose request is being answered: the request does not carry them. None where

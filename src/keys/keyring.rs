@@ -178,6 +178,21 @@ impl Keyring {
         Ok(dek)
     }
 
+    /// Wraps a DEK that is open once more, under another key context: what it sealed stays as it is.
+    ///
+    /// `context` as for [`Keyring::unwrap`].
+    pub fn rewrap(
+        &self,
+        kek: KekRef,
+        context: &[(String, String)],
+        dek_id: [u8; 16],
+        key: Arc<LockedKey>,
+    ) -> Result<WrappedDek, KeyError> {
+        let aad = wrap_aad(context, kek.version, &dek_id);
+        let layer = self.token.ask(move |seat| seat.wrap(kek, &aad, &key))?;
+        Ok(WrappedDek { suite: SUITE_TOKEN_GCM, dek_id, layers: vec![layer] })
+    }
+
     fn place(&self, order: Order) {
         let order = Arc::new(order);
         for first in (0..order.wraps).step_by(BATCH) {

@@ -135,9 +135,16 @@ impl Rows {
             return Err(StoreError::Corrupt(format!("{path} holds no records of a vault")));
         }
         match pragma("user_version")? {
-            FORMAT => Ok(()),
-            other => Err(StoreError::Corrupt(format!("{path} has format {other}; this version reads {FORMAT}"))),
+            FORMAT => {}
+            other => {
+                return Err(StoreError::Corrupt(format!("{path} has format {other}; this version reads {FORMAT}")));
+            }
         }
+        // Tables that this format got later are empty in a vault from before.
+        for table in Table::ALL {
+            writer.execute(table.sql().create, ()).map_err(|error| self.failed("open", error))?;
+        }
+        Ok(())
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -147,6 +154,11 @@ impl Rows {
     /// At most `limit` rows with `from <= key < to`, in the order of their keys.
     pub fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>> {
         self.read(|reader| scan(reader, table, from, to, limit))
+    }
+
+    /// The last `limit` rows with `from <= key < to`, the last one first.
+    pub fn scan_back(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>> {
+        self.read(|reader| scan_by(reader, table.sql().scan_back, from, to, limit))
     }
 
     /// How many rows the table has; reads all of its pages.
@@ -298,8 +310,18 @@ fn scan(
     to: &[u8],
     limit: usize,
 ) -> rusqlite::Result<Vec<(Key, Vec<u8>)>> {
+    scan_by(reader, table.sql().scan, from, to, limit)
+}
+
+fn scan_by(
+    reader: &Connection,
+    sql: &'static str,
+    from: &[u8],
+    to: &[u8],
+    limit: usize,
+) -> rusqlite::Result<Vec<(Key, Vec<u8>)>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut statement = reader.prepare_cached(table.sql().scan)?;
+    let mut statement = reader.prepare_cached(sql)?;
     let rows = statement.query_map((from, to, limit), |row| {
         let key = row.get_ref(0)?.as_blob()?;
         let too_long = FromSqlError::InvalidBlobSize { expected_size: Key::MAX, blob_size: key.len() };

@@ -20,6 +20,8 @@ pub enum Table {
     Pending = 11,
     Segment = 12,
     Freed = 13,
+    ApiKey = 14,
+    Profile = 15,
 }
 
 /// The statements that one table needs; constant text, so that each connection prepares each once.
@@ -27,6 +29,7 @@ pub(super) struct Sql {
     pub create: &'static str,
     pub get: &'static str,
     pub scan: &'static str,
+    pub scan_back: &'static str,
     pub count: &'static str,
     pub put: &'static str,
     pub delete: &'static str,
@@ -38,9 +41,10 @@ macro_rules! sql {
     };
     ($name:literal, $columns:literal) => {
         Sql {
-            create: concat!("CREATE TABLE ", $name, $columns),
+            create: concat!("CREATE TABLE IF NOT EXISTS ", $name, $columns),
             get: concat!("SELECT v FROM ", $name, " WHERE k = ?1"),
             scan: concat!("SELECT k, v FROM ", $name, " WHERE k >= ?1 AND k < ?2 ORDER BY k LIMIT ?3"),
+            scan_back: concat!("SELECT k, v FROM ", $name, " WHERE k >= ?1 AND k < ?2 ORDER BY k DESC LIMIT ?3"),
             count: concat!("SELECT count(*) FROM ", $name),
             put: concat!("INSERT INTO ", $name, "(k, v) VALUES (?1, ?2) ON CONFLICT (k) DO UPDATE SET v = excluded.v"),
             delete: concat!("DELETE FROM ", $name, " WHERE k = ?1"),
@@ -51,7 +55,7 @@ macro_rules! sql {
 /// In the order of [`Table::ALL`]. Extents are large (to about 17 KiB): in a b-tree of keys they would leave
 /// four rows to an inner page, so they lie in a table of their own and the index holds keys only: measured,
 /// 2 to 5 times as fast to put and 4 to 8 times as fast to get.
-static SQL: [Sql; 13] = [
+static SQL: [Sql; 15] = [
     sql!("organization"),
     sql!("node"),
     sql!("entry"),
@@ -65,10 +69,12 @@ static SQL: [Sql; 13] = [
     sql!("pending"),
     sql!("segment"),
     sql!("freed"),
+    sql!("api_key"),
+    sql!("profile"),
 ];
 
 impl Table {
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 15] = [
         Table::Organization,
         Table::Node,
         Table::Entry,
@@ -82,6 +88,8 @@ impl Table {
         Table::Pending,
         Table::Segment,
         Table::Freed,
+        Table::ApiKey,
+        Table::Profile,
     ];
 
     /// The word for it in SQL, findings and metrics.
@@ -100,6 +108,8 @@ impl Table {
             Table::Pending => "pending",
             Table::Segment => "segment",
             Table::Freed => "freed",
+            Table::ApiKey => "api_key",
+            Table::Profile => "profile",
         }
     }
 

@@ -243,14 +243,16 @@ impl Vault {
         Ok(())
     }
 
-    /// The organization's number by which records find it.
+    /// The number by which records find an organization: by its id, its name, or else its external id.
     pub(super) fn number_of(&self, which: &str) -> Result<OrgNo> {
         if let Ok(id) = which.parse() {
             let found = self.organizations.all().into_iter().find(|o| o.id == id);
             return found.map(|o| o.no).ok_or(NO_ORGANIZATION);
         }
-        let entry = self.find_entry(Ino::ROOT, which.as_bytes())?.ok_or(NO_ORGANIZATION)?;
-        Ok(entry.ino.organization())
+        match self.find_entry(Ino::ROOT, which.as_bytes())? {
+            Some(entry) => Ok(entry.ino.organization()),
+            None => self.profiles.with_external_id(which).ok_or(NO_ORGANIZATION),
+        }
     }
 }
 

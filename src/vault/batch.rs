@@ -76,6 +76,13 @@ impl Rows {
         rows.filter(|(at, _)| at.sealed_for == like.sealed_for).map(|(at, row)| (at.key, row.clone())).collect()
     }
 
+    /// The organizations of pending rows in a range of keys; `None` where the newest state is that it is gone.
+    pub fn organizations_in(&self, table: Table, from: &Key, to: &Key) -> BTreeMap<Key, Option<OrgNo>> {
+        let bound = |key: &Key| RowAt { table, key: *key, sealed_for: OrgNo::VAULT };
+        let rows = self.frozen.iter().chain([&self.current]).flat_map(|b| b.rows.range(bound(from)..bound(to)));
+        rows.map(|(at, row)| (at.key, row.is_some().then_some(at.sealed_for))).collect()
+    }
+
     /// Which organization seals the pending row with this key, if there is one.
     pub fn organization_of(&self, table: Table, key: &Key) -> Option<OrgNo> {
         let range = RowAt { table, key: *key, sealed_for: OrgNo::VAULT }..=RowAt {

@@ -58,6 +58,8 @@ pub enum Error {
     Corrupt(Place),
     #[error("no space left in the vault's state directory")]
     NoSpace,
+    #[error("{0}")]
+    Quota(&'static str),
     #[error(
         "the vault stopped writing after a failure of the state directory's disk; unmount, check the disk, mount again"
     )]
@@ -125,6 +127,7 @@ impl Error {
             Error::Key(KeyError::Authentication) | Error::Corrupt(_) => libc::EIO,
             Error::Key(_) => libc::ENOKEY,
             Error::NoSpace | Error::Store(StoreError::Full(_)) => libc::ENOSPC,
+            Error::Quota(_) => libc::EDQUOT,
             Error::WouldWait => libc::EAGAIN,
             Error::Stopped | Error::Store(_) | Error::Edited(_) | Error::Header(_) => libc::EIO,
         }

@@ -4,7 +4,7 @@ use super::content::{Content, State};
 use super::error::{Error, Result};
 use super::ids::Ino;
 use super::records::Tx;
-use super::row::{ContentRecord, Node, Object, Pending, Task};
+use super::row::{ContentRecord, Context, Node, Object, Pending, Task};
 use super::time::Time;
 use super::{Access, Allocate, Attr, Caller, Handle, Make, Seek, SetAttr, Vault};
 use crate::crypto;
@@ -25,6 +25,8 @@ pub struct OpenFile {
     pub ino: Ino,
     access: Access,
     content: Arc<Content>,
+    /// The key context of what is made without a name, if it is not its organization's.
+    context: Option<Context>,
     /// Made by the open: at its end the empty value is a version too, if nothing was written.
     created: bool,
     /// Changed something since its last flush.
@@ -38,12 +40,12 @@ pub struct OpenFile {
 impl OpenFile {
     fn new(ino: Ino, access: Access, content: Arc<Content>, created: bool) -> Self {
         let (wrote, emptied) = Default::default();
-        OpenFile { ino, access, content, created, wrote, emptied, left: Mutex::default() }
+        OpenFile { ino, access, content, context: None, created, wrote, emptied, left: Mutex::default() }
     }
 
     /// Made without a name; who makes it commits its value by giving it one.
-    pub fn nameless(ino: Ino, access: Access, content: Arc<Content>) -> Self {
-        Self::new(ino, access, content, false)
+    pub fn nameless(ino: Ino, access: Access, content: Arc<Content>, context: Option<Context>) -> Self {
+        OpenFile { context, ..Self::new(ino, access, content, false) }
     }
 
     fn note_write(&self) {
@@ -202,7 +204,7 @@ impl Vault {
         if state.key.is_none() {
             // Asking the token may take long; nobody may wait for that in the transaction.
             drop(tx);
-            let fresh = self.bring_key(caller, &file.content, &mut state)?;
+            let fresh = self.bring_key(caller, &file, &mut state)?;
             tx = self.records.begin();
             if let Some(record) = fresh {
                 tx.put_new(file.ino, record);
@@ -218,14 +220,15 @@ impl Vault {
     }
 
     /// Puts the content's key into its state; for a content that has none, makes one and returns its record.
-    fn bring_key(&self, caller: &Caller, content: &Content, state: &mut State) -> Result<Option<ContentRecord>> {
+    fn bring_key(&self, caller: &Caller, file: &OpenFile, state: &mut State) -> Result<Option<ContentRecord>> {
+        let content = &file.content;
         if self.records.get::<ContentRecord>(content.ino)?.is_some() {
             state.key = Some(self.content_key(content, caller.patience)?);
             return Ok(None);
         }
         let node = self.records.get::<Node>(content.ino)?.ok_or(Error::NotFound)?;
         let organization = self.organizations.find(content.ino.organization()).ok_or(Error::NotFound)?;
-        let context = organization.context();
+        let context = file.context.clone().unwrap_or_else(|| organization.context());
         let FreshDek { key, wrapped } =
             self.keyring.fresh(organization.no.0, organization.kek(), &context, caller.patience)?;
         let record = ContentRecord {
@@ -246,6 +249,7 @@ impl Vault {
         }
         if size != node.size && node.links > 0 {
             let old = node.size;
+            self.check_quota(ino.organization(), 0, size.saturating_sub(old))?;
             self.count(tx, ino.organization(), move |org| org.bytes = (org.bytes + size).saturating_sub(old))?;
         }
         tx.put(ino, Node { size, mtime: now, ctime: now, changed: true, mode: node.mode & !strip, ..node.clone() });
@@ -320,6 +324,11 @@ impl Vault {
         };
         self.contents.closed(file.content.clone());
         let mut tx = self.begin()?;
+        if let Some(opens) = self.handles.lock().open.get_mut(&file.ino) {
+            // Opened again since: what that writer is in the middle of is no version yet.
+            opens.created |= created;
+            return Ok(());
+        }
         let Some(node) = tx.get::<Node>(file.ino)? else { return Ok(()) };
         if node.links > 0 || node.grave.is_some() {
             if node.changed || created {

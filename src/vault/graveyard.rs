@@ -175,7 +175,7 @@ impl Vault {
         let id = node.object().ok_or(Error::Invalid("a tombstone holds an object"))?;
         let object = self.records.get::<Object>((buried.organization(), id))?.ok_or(Error::NotFound)?;
         let Some(value) = object.current().filter(|v| v.content != buried) else { return Ok(None) };
-        let (ino, handle) = self.make_nameless(caller, to.0, to.1)?;
+        let (ino, handle) = self.make_nameless(caller, to.0, to.1, Some(object.context.clone()))?;
         let copied = self.read_value(value, &mut |at, part| self.write(caller, handle, at, part));
         match copied {
             Ok(()) => Ok(Some((ino, handle))),
@@ -252,10 +252,19 @@ impl Vault {
     }
 
     /// The path of a name inside its organization.
-    pub(super) fn path_of(&self, tx: &Tx, mut folder: Ino, name: &[u8]) -> Result<Vec<u8>> {
+    pub(super) fn path_of(&self, tx: &Tx, folder: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        Self::path_by(|ino| tx.need::<Node>(ino), folder, name)
+    }
+
+    /// As [`Self::path_of`], outside of a transaction.
+    pub(super) fn path_in(&self, folder: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        Self::path_by(|ino| self.records.get::<Node>(ino)?.ok_or(Error::NotFound), folder, name)
+    }
+
+    fn path_by(node: impl Fn(Ino) -> Result<Arc<Node>>, mut folder: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let mut parts = vec![name.to_vec()];
         while !folder.is_top() {
-            let Kind::Directory { parent, name } = tx.need::<Node>(folder)?.kind.clone() else {
+            let Kind::Directory { parent, name } = node(folder)?.kind.clone() else {
                 return Err(Error::NotADirectory);
             };
             parts.push(name);

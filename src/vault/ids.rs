@@ -135,43 +135,55 @@ prefixed_id!(
     VaultId, "vault_", "{:032x}"
 );
 
-/// An organization's id: `org_` and a ULID.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct OrgId(pub u128);
+macro_rules! ulid_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub u128);
+
+        impl $name {
+            pub fn fresh() -> Self {
+                $name(ulid::Ulid::generate().into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), ulid::Ulid::from(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ();
+
+            fn from_str(text: &str) -> Result<Self, ()> {
+                let ulid = text.strip_prefix($prefix).and_then(|t| ulid::Ulid::from_string(t).ok());
+                let id = ulid.map(|ulid| $name(ulid.into())).ok_or(())?;
+                if id.to_string() == text { Ok(id) } else { Err(()) }
+            }
+        }
+    };
+}
+
+ulid_id!(
+    /// An organization's id: `org_` and a ULID.
+    OrgId, "org_"
+);
+ulid_id!(
+    /// An API key's id: `key_` and a ULID. No secret.
+    ApiKeyId, "key_"
+);
 
 impl OrgId {
-    pub fn fresh() -> Self {
-        OrgId(ulid::Ulid::generate().into())
-    }
-
     /// The 16 bytes that bind keys and records to this organization.
     pub fn bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
-    }
-}
-
-impl fmt::Display for OrgId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "org_{}", ulid::Ulid::from(self.0))
-    }
-}
-
-impl fmt::Debug for OrgId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for OrgId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let id = text
-            .strip_prefix("org_")
-            .and_then(|t| ulid::Ulid::from_string(t).ok())
-            .map(|u| OrgId(u.into()))
-            .ok_or(())?;
-        if id.to_string() == text { Ok(id) } else { Err(()) }
     }
 }
 

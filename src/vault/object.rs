@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 /// Within this time a new file takes over the id of the one that was moved away from its name and then removed.
 const TUNNEL_TIME: Duration = Duration::from_secs(15);
 const TUNNELS_MAX: usize = 4096;
+/// Versions of one object, however long they are to be kept: they stand in one record.
+const VERSIONS_MAX: usize = 1000;
 
 /// Names that objects were moved away from a moment ago, by the object's inode.
 #[derive(Default)]
@@ -60,7 +62,8 @@ impl Vault {
                 return Err(Error::VersionLost { expected, current });
             }
         }
-        if detached || !(node.changed || (created && known.is_none())) {
+        let valueless = known.as_ref().is_none_or(|object| object.versions.is_empty());
+        if detached || !(node.changed || (created && valueless)) {
             return Ok(());
         }
         let mut object = match known {
@@ -110,9 +113,16 @@ impl Vault {
         self.prune_versions(tx, ino.organization(), id, object)
     }
 
-    /// Drops versions beyond `keep_versions`, oldest first.
+    /// Drops versions beyond `keep_versions`, or those that the organization's `keep_versions_for` is over for; the
+    /// oldest first.
     pub(super) fn prune_versions(&self, tx: &mut Tx, org: OrgNo, id: ObjectId, object: &mut Object) -> Result<()> {
-        while object.versions.len() > self.settings.keep_versions {
+        let keep_for = self.profiles.get(org).and_then(|profile| profile.keep_versions_for);
+        let surplus = |versions: &[Version]| match (keep_for, versions) {
+            (Some(time), [_, next, ..]) => versions.len() > VERSIONS_MAX || next.at.age() > time,
+            (Some(_), _) => false,
+            (None, _) => versions.len() > self.settings.keep_versions,
+        };
+        while surplus(&object.versions) {
             let dropped = object.versions.remove(0);
             match object.versions.iter().find(|v| v.content == dropped.content) {
                 Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
@@ -225,8 +235,9 @@ impl Vault {
         {
             return Err(Error::VersionLost { expected, current: current.unwrap_or(VersionId(0)) });
         }
-        if old_node.changed {
-            // What open writers changed before it was replaced is a version too.
+        if old_node.changed && old_node.guard.is_none() {
+            // What open writers changed before it was replaced is a version too; but not under a version check,
+            // which is lost now.
             let mut ended = old_node.clone();
             self.push_version(tx, caller, id, &mut object, &mut ended, old)?;
         }
@@ -359,6 +370,15 @@ impl Vault {
         let like = Object::at((org, ObjectId(first)));
         let found = self.records.scan::<Object>(like, like.key, Object::at((org, ObjectId(end))).key, 1)?;
         Ok(found.rows.first().map(|(key, _)| ObjectId(u128::from_be_bytes((**key).try_into().expect("16 bytes")))))
+    }
+
+    /// Waits until the kernel has forgotten what it was told to forget; only for a moment where it is slow.
+    pub(super) fn kernel_knows(&self) {
+        const AT_MOST: Duration = Duration::from_secs(2);
+        let (told, hear) = std::sync::mpsc::channel();
+        // Without a mount the sender is gone at once.
+        self.changed(Changed::Told(told));
+        let _ = hear.recv_timeout(AT_MOST);
     }
 
     /// Tells the kernel that an object's name leads elsewhere now.

@@ -1,11 +1,13 @@
 //! Making, opening and closing a vault; finishing what a crash left unfinished.
 
+use super::apikey::ApiKeys;
 use super::content::Contents;
 use super::error::{Error, Place, Result};
 use super::extents::{FreeRun, UNIT};
 use super::header::Header;
 use super::ids::{Ino, OrgNo};
 use super::organization::{Organizations, is_organization};
+use super::profile::Profiles;
 use super::records::{Records, Sealer};
 use super::row::{
     Extent, Freed, Kind, Node, OrgRecord, Past, Pending, Piece, Record, RowAt, Segment, Stored, Task, VaultRecord,
@@ -99,6 +101,7 @@ impl Vault {
         })?;
         records.start_after(own.batch);
         let organizations = load_organizations(&records, &own)?;
+        let (api_keys, profiles) = (ApiKeys::new(load_own(&records)?), Profiles::new(load_own(&records)?));
         let vault = Arc::new(Vault {
             id,
             state: state.to_owned(),
@@ -126,6 +129,8 @@ impl Vault {
             keyring,
             records,
             organizations,
+            api_keys,
+            profiles,
         });
         Ok(vault)
     }
@@ -415,6 +420,12 @@ fn make_records(state: &Path, id: VaultId, key: RecordKey, disk: Arc<dyn Disk>) 
         records.seal(pending.frozen.as_ref().expect("it has rows"))?
     };
     Ok(records.store.commit(&changes, Durability::Synced)?)
+}
+
+/// All records of a kind that the vault itself seals.
+fn load_own<R: Record>(records: &Records) -> Result<Vec<(Key, Arc<R>)>> {
+    let like = RowAt::new(R::TABLE, OrgNo::VAULT, &[]);
+    records.scan_all::<R>(like, like.key, Key::from(&[0xFF; 17][..]))
 }
 
 fn load_organizations(records: &Records, own: &VaultRecord) -> Result<Organizations> {

@@ -343,6 +343,8 @@ impl Vault {
         tx.delete::<Tombstone>((OrgNo::VAULT, number));
         tx.delete::<Node>(grave.ino);
         tx.delete::<OrgRecord>(no);
+        tx.delete::<super::profile::Profile>(no);
+        self.profiles.forget(no);
         self.organizations.remove(no);
         let batch = self.finish(tx);
         self.signals.scrub();

@@ -132,6 +132,25 @@ impl Records {
         Ok(Scan { rows: rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect(), next })
     }
 
+    /// Keys of rows in `from..to`, whosever they are, each with the organization that it says it belongs to; the
+    /// last first if told so. At most about `limit`, and where to go on, if not at the end.
+    pub fn claims(&self, table: Table, (from, to): (Key, Key), backwards: bool, limit: usize) -> Result<Claims> {
+        // Pending rows first, as in `scan`.
+        let pending = self.pending.read().organizations_in(table, &from, &to);
+        let stored = match backwards {
+            false => self.store.scan(table, &from, &to, limit)?,
+            true => self.store.scan_back(table, &from, &to, limit)?,
+        };
+        let last = (stored.len() == limit).then(|| stored.last().expect("limit is not 0").0);
+        let reached = |key: &Key| last.is_none_or(|last| if backwards { *key >= last } else { *key <= last });
+        let mut found: BTreeMap<Key, Option<OrgNo>> =
+            stored.iter().map(|(key, sealed)| (*key, claimed(sealed))).collect();
+        found.extend(pending.into_iter().filter(|(key, _)| reached(key)));
+        let found = found.into_iter().filter_map(|(key, org)| Some((key, org?)));
+        let found = if backwards { found.rev().collect() } else { found.collect() };
+        Ok((found, last.map(|last| if backwards { last } else { last.successor() })))
+    }
+
     /// All records in `from..to`.
     pub fn scan_all<R: Record>(&self, like: RowAt, from: Key, to: Key) -> Result<Vec<(Key, Arc<R>)>> {
         let mut all = Vec::new();
@@ -228,6 +247,9 @@ impl Records {
         self.cache.insert(at, row);
     }
 }
+
+/// Keys of rows and the organizations that they claim, and where to go on.
+pub type Claims = (Vec<(Key, OrgNo)>, Option<Key>);
 
 /// A part of a range of records.
 pub struct Scan<R> {

@@ -2,7 +2,8 @@
 //!
 //! Encoded with postcard and sealed row by row (`docs/format.md` has the byte layouts).
 
-use super::ids::{Ino, ObjectId, OrgId, OrgNo, VersionId};
+use super::AuthorInfo;
+use super::ids::{ApiKeyId, Ino, ObjectId, OrgId, OrgNo, VersionId};
 use super::time::Time;
 use crate::crypto::{BlockSize, Salt, Tag};
 use crate::keys::{KekRef, WrappedDek};
@@ -42,7 +43,7 @@ pub struct RowAt {
 }
 
 impl RowAt {
-    fn new(table: Table, sealed_for: OrgNo, parts: &[&[u8]]) -> Self {
+    pub(super) fn new(table: Table, sealed_for: OrgNo, parts: &[&[u8]]) -> Self {
         RowAt { table, key: Key::from(&parts.concat()[..]), sealed_for }
     }
 
@@ -223,12 +224,23 @@ pub struct Past(pub Piece);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Author {
     Uid(u32),
+    Key { id: ApiKeyId, name: String },
+}
+
+impl Author {
+    pub fn info(&self) -> AuthorInfo {
+        match self {
+            Author::Uid(uid) => AuthorInfo { id: format!("uid:{uid}"), name: format!("uid:{uid}") },
+            Author::Key { id, name } => AuthorInfo { id: id.to_string(), name: name.clone() },
+        }
+    }
 }
 
 impl std::fmt::Display for Author {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Author::Uid(uid) => write!(f, "uid:{uid}"),
+            Author::Key { id, name } => write!(f, "{id} {name}"),
         }
     }
 }

@@ -31,6 +31,10 @@ pub struct Settings {
     pub segment_size: u64,
     /// Names in the audit log, beside ids.
     pub audit_names: bool,
+    /// Where the API puts objects whose key context names no organization.
+    pub default_organization: Option<String>,
+    /// The API makes an organization that a key context names and the vault has not.
+    pub just_in_time: bool,
 }
 
 impl Default for Settings {
@@ -51,6 +55,8 @@ impl Default for Settings {
             record_cache: 200_000,
             segment_size: SEGMENT_LIMIT,
             audit_names: false,
+            default_organization: None,
+            just_in_time: false,
         }
     }
 }
@@ -91,6 +97,14 @@ impl Settings {
                     _ => return Err(wrong("yes or no")),
                 }
             }
+            "default_organization" => self.default_organization = Some(value.to_owned()),
+            "organizations" => {
+                self.just_in_time = match value {
+                    "just-in-time" => true,
+                    "explicit" => false,
+                    _ => return Err(wrong("just-in-time or explicit")),
+                }
+            }
             _ => return Err(Error::Setting(format!("there is no mount option {name}"))),
         }
         Ok(())
@@ -110,7 +124,8 @@ fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// `500ms`, `5s`, `10m`, `1h`, `30d`; a number alone is seconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let number: u64 = digits.parse().ok()?;

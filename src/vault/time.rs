@@ -23,6 +23,20 @@ impl Time {
         self.format(&micros)
     }
 
+    /// RFC 3339, a date alone, or what JavaScript's `Date.toString()` writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let javascript = format_description!(
+            "[weekday repr:short] [month repr:short] [day] [year] [hour]:[minute]:[second] GMT[offset_hour sign:mandatory][offset_minute]"
+        );
+        let plain = text.split(" (").next().unwrap_or_default();
+        let date = || time::Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
+        let at = OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+            .or_else(|_| OffsetDateTime::parse(plain, &javascript))
+            .ok()
+            .or_else(|| Some(date()?.midnight().assume_utc()))?;
+        Some(Time { seconds: at.unix_timestamp(), nanos: at.nanosecond() })
+    }
+
     /// `20261123T164100Z`, as in the names of tombstones.
     pub fn compact(self) -> String {
         self.format(&format_description!("[year][month][day]T[hour][minute][second]Z"))
@@ -81,6 +95,24 @@ impl From<Time> for SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_are_read_as_clients_write_them() {
+        let expected = Some(Time { seconds: 1_704_067_200, nanos: 0 });
+        for text in [
+            "2024-01-01T00:00:00Z",
+            "2024-01-01T00:00:00.000Z",
+            "2024-01-01T01:00:00+01:00",
+            "2024-01-01",
+            "Mon Jan 01 2024 00:00:00 GMT+0000 (Coordinated Universal Time)",
+            "Mon Jan 01 2024 02:00:00 GMT+0200",
+        ] {
+            assert_eq!(Time::parse(text), expected, "{text}");
+        }
+        for text in ["", "yesterday", "2024-13-01", "1704067200"] {
+            assert_eq!(Time::parse(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn times_before_1970_and_after_2038_survive() {

@@ -143,6 +143,9 @@ impl Vault {
         if tx.get::<Entry>((parent, hash))?.is_some() {
             return Err(Error::Exists);
         }
+        if let Make::File = what {
+            self.check_quota(parent.organization(), 1, 0)?;
+        }
         let now = Time::now();
         let kind = match what {
             Make::File => Kind::File { object: ObjectId::fresh(), parent, name: name.to_vec() },
@@ -154,6 +157,7 @@ impl Vault {
             Make::BlockDevice(device) => Kind::BlockDevice(device),
         };
         let directory = kind.is_directory();
+        let (uid, gid) = caller.owner_in(&folder);
         let inherits = folder.mode & libc::S_ISGID != 0;
         let made = match &kind {
             Kind::Symlink { .. } => Made { mode: 0o777, attributes: None },
@@ -168,8 +172,8 @@ impl Vault {
                 _ => 0,
             },
             kind,
-            uid: caller.uid,
-            gid: if inherits { folder.gid } else { caller.gid },
+            uid,
+            gid: if inherits { folder.gid } else { gid },
             links: if directory { 2 } else { 1 },
             ..Node::new(now)
         };

@@ -1,5 +1,6 @@
 //! What operations take and give: shapes shared by the mount, the API and the commands.
 
+use super::apikey::KeyIdentity;
 use super::ids::Ino;
 use super::row::{Author, Kind, Node};
 use super::time::Time;
@@ -18,17 +19,35 @@ pub struct Caller {
     /// Supplementary groups, where an operation asks for them.
     pub groups: Vec<u32>,
     pub patience: Patience,
+    /// The API key that asks, if it is one.
+    pub key: Option<Arc<KeyIdentity>>,
 }
 
 impl Caller {
     /// The daemon itself.
     pub fn daemon() -> Self {
-        Caller { uid: 0, gid: 0, pid: std::process::id(), umask: 0o022, groups: Vec::new(), patience: Patience::Wait }
+        Caller {
+            uid: 0,
+            gid: 0,
+            pid: std::process::id(),
+            umask: 0o022,
+            groups: Vec::new(),
+            patience: Patience::Wait,
+            key: None,
+        }
     }
 
     /// A file's owner, where the kernel does not say who closed it last.
     pub(super) fn owner(node: &Node) -> Self {
-        Caller { uid: node.uid, gid: node.gid, pid: 0, umask: 0, groups: Vec::new(), patience: Patience::Wait }
+        Caller {
+            uid: node.uid,
+            gid: node.gid,
+            pid: 0,
+            umask: 0,
+            groups: Vec::new(),
+            patience: Patience::Wait,
+            key: None,
+        }
     }
 
     /// Whether a file of this group keeps its set-group-ID bit when this caller changes what it allows.
@@ -36,8 +55,24 @@ impl Caller {
         self.uid == 0 || self.gid == gid || self.groups.contains(&gid)
     }
 
+    /// Who owns what this caller makes in a folder. An API key is no user of the machine: the folder's owner does.
+    pub(super) fn owner_in(&self, folder: &Node) -> (u32, u32) {
+        match self.key {
+            Some(_) => (folder.uid, folder.gid),
+            None => (self.uid, self.gid),
+        }
+    }
+
+    /// `uid:1000`, or an API key's id.
+    pub fn actor(&self) -> String {
+        self.author().info().id
+    }
+
     pub(super) fn author(&self) -> Author {
-        Author::Uid(self.uid)
+        match &self.key {
+            Some(key) => Author::Key { id: key.id, name: key.name.clone() },
+            None => Author::Uid(self.uid),
+        }
     }
 }
 
@@ -185,6 +220,8 @@ pub enum Changed {
         /// Cached pages too.
         data: bool,
     },
+    /// Nothing: to be answered once the kernel has been told of all before.
+    Told(std::sync::mpsc::Sender<()>),
 }
 
 /// How to open a vault.
@@ -239,11 +276,11 @@ pub struct AuditEvent {
 }
 
 impl AuditEvent {
-    pub(super) fn new(event: &'static str) -> Self {
+    pub fn new(event: &'static str) -> Self {
         AuditEvent { event, caller: None, organization: None, object: None, version: None, detail: None }
     }
 
-    pub(super) fn by(caller: &Caller, event: &'static str) -> Self {
+    pub fn by(caller: &Caller, event: &'static str) -> Self {
         AuditEvent { caller: Some(caller.clone()), ..Self::new(event) }
     }
 }
@@ -290,11 +327,21 @@ pub struct OrganizationInfo {
     pub id: String,
     pub name: String,
     pub created_at: String,
+    pub updated_at: String,
     pub key_id: String,
     pub key_state: String,
     pub objects: u64,
     pub bytes: u64,
     pub tombstones: u64,
+    pub external_id: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    /// Names and states.
+    pub domains: Vec<(String, String)>,
+    pub allow_profiles_outside_organization: bool,
+    /// Seconds.
+    pub keep_versions_for: Option<u64>,
+    pub quota_bytes: Option<u64>,
+    pub quota_objects: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]
@@ -316,7 +363,14 @@ pub struct ObjectInfo {
     pub cipher: String,
     pub created_at: String,
     pub updated_at: String,
-    pub updated_by: String,
+    pub updated_by: AuthorInfo,
+}
+
+/// Who did something: `uid:1000` for both, or an API key's id and name.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct AuthorInfo {
+    pub id: String,
+    pub name: String,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use tempfile::TempDir;
 use vaultfs::store::{Disk, Op as DiskOp};
 use vaultfs::vault::{
-    Access, Allocate, Caller, DirEntry, Error, Handle, Ino, Make, ObjectId, Options, SetAttr, SetXattr, Vault,
+    Access, Allocate, Caller, DirEntry, Error, Handle, Ino, Make, ObjectId, ObjectQuery, Options, SetAttr, SetXattr,
+    Vault,
 };
 
 /// A disk that can be told to stop: from then on every change is refused, as for a process that is dead.
@@ -352,7 +353,8 @@ pub fn view_of(vault: &Vault, values: bool) -> View {
         let mut tree = View::new();
         let top = vault.lookup(&caller, Ino::ROOT, name.as_bytes()).unwrap().ino;
         view_folder(vault, top, name, values, &mut tree, &mut paths);
-        let listed = vault.list_objects(name, b"", None, usize::MAX).unwrap();
+        let all = ObjectQuery { organizations: Some(vec![name.to_owned()]), limit: usize::MAX, ..Default::default() };
+        let listed = vault.list_objects(&all).unwrap().objects;
         for object in &listed {
             let names = paths.get(&object.id).unwrap_or_else(|| panic!("{} is listed, but not there", object.id));
             assert!(names.contains(&format!("{name}/{}", object.path)), "{} is not at {}", object.id, object.path);

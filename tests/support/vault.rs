@@ -165,6 +165,23 @@ impl Vault {
         self.command(&[&places, arguments].concat())
     }
 
+    /// Serves the API without a mount.
+    pub fn serve(&self, arguments: &[&str]) {
+        let state = self.state();
+        self.command(&[&["serve", state.to_str().unwrap()], arguments].concat()).good();
+    }
+
+    /// Ends the daemon that serves without a mount.
+    pub fn stop(&self) {
+        let pid = self.daemon().expect("a daemon to stop");
+        signal(pid, libc::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs(pid) {
+            assert!(Instant::now() < deadline, "the daemon survives SIGTERM");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn umount(&self) {
         self.command(&["umount", self.point().to_str().unwrap()]).good();
     }
@@ -222,6 +239,8 @@ impl Drop for Vault {
         let pid = self.daemon();
         unmount_lazily(&self.point());
         let Some(pid) = pid else { return };
+        // Where it serves without a mount, this ends it.
+        signal(pid, libc::SIGTERM);
         let deadline = Instant::now() + Duration::from_secs(10);
         while runs(pid) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));

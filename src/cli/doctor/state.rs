@@ -1,8 +1,8 @@
 //! One vault's needs: its state directory, header, PIN, PKCS#11 module and mount point.
 
 use super::Check;
-use crate::api::Peer;
 use crate::api::percent;
+use crate::api::user;
 use crate::cli::Global;
 use crate::cli::place::{self, Header};
 use crate::daemon::mounts;
@@ -56,7 +56,7 @@ fn directory(state: &Path) -> Check {
     let Ok(found) = state.metadata() else {
         return Check::problem(format!("{shown} cannot be looked at"), "run as its owner");
     };
-    let uid = Peer::this_process().uid.unwrap_or(0);
+    let uid = user().0;
     match (found.uid(), found.mode() & 0o077) {
         (owner, _) if owner != uid => {
             Check::problem(format!("{shown} belongs to uid {owner}, and you are uid {uid}"), "run as its owner")

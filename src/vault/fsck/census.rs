@@ -12,6 +12,7 @@ use crate::vault::row::{
     Attributes, Buried, ContentRecord, Entry, Extent, Freed, Kind, Node, Object, OrgRecord, Past, Pending, Piece,
     Record, RowAt, Segment, Stored, Task, Tombstone, VaultRecord,
 };
+use crate::vault::{ApiKey, Profile};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Bytes in front of a row's ciphertext and behind it: organization, batch, salt, tag.
@@ -143,7 +144,7 @@ impl NodeSeen {
 fn owner_by_key(table: Table, key: &Key) -> Option<OrgNo> {
     let number = || OrgNo(key.first_chunk().map_or(u32::MAX, |org| u32::from_be_bytes(*org)));
     match table {
-        Table::Organization => Some(OrgNo::VAULT),
+        Table::Organization | Table::ApiKey | Table::Profile => Some(OrgNo::VAULT),
         Table::Node | Table::Attributes if ino_of(key).is_top() => Some(OrgNo::VAULT),
         Table::Node
         | Table::Attributes
@@ -159,11 +160,11 @@ fn owner_by_key(table: Table, key: &Key) -> Option<OrgNo> {
 
 fn key_length(table: Table) -> usize {
     match table {
-        Table::Organization => 4,
+        Table::Organization | Table::Profile => 4,
         Table::Node | Table::Attributes | Table::Content | Table::Segment => 8,
         Table::Pending => 9,
         Table::Tombstone => 12,
-        Table::Extent | Table::Object | Table::Freed => 16,
+        Table::Extent | Table::Object | Table::Freed | Table::ApiKey => 16,
         Table::Buried => 20,
         Table::Entry | Table::Past => 24,
     }
@@ -188,6 +189,12 @@ impl Check<'_> {
                 let no = OrgNo(u32::from_be_bytes((**key).try_into().expect("the key's length was checked")));
                 c.organizations.insert(no, check.open::<OrgRecord>(key, org, sealed));
             }
+        })?;
+        self.pass(snapshot, c, Table::ApiKey, |check, _, key, org, sealed| {
+            drop(check.open::<ApiKey>(key, org, sealed))
+        })?;
+        self.pass(snapshot, c, Table::Profile, |check, _, key, org, sealed| {
+            drop(check.open::<Profile>(key, org, sealed))
         })?;
         self.pass(snapshot, c, Table::Node, |check, c, key, org, sealed| {
             let node = check.open::<Node>(key, org, sealed);

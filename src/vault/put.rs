@@ -1,0 +1,345 @@
+//! Values that come whole, from a command or a service: each is a new content, installed under a name at once.
+
+use super::error::{Error, Result};
+use super::file::OpenFile;
+use super::ids::{Ino, ObjectId, OrgNo, VersionId};
+use super::row::{Attributes, Context, Entry, Kind, Node, Object, Pending, Task};
+use super::time::Time;
+use super::{Access, Caller, Handle, ObjectInfo, Vault};
+use std::collections::BTreeMap;
+use std::io::Read;
+
+const PART: usize = 1 << 20;
+/// The pair that every key context has, and another spelling of it that services use.
+const ORGANIZATION: &str = "organizationId";
+const ORGANIZATION_ALIAS: &str = "organization_id";
+const PAIRS_MAX: usize = 10;
+const KEY_MAX: usize = 120;
+const VALUE_MAX: usize = 500;
+
+/// What may stand where a value is to go.
+#[derive(Clone, Copy)]
+enum Standing {
+    Anything,
+    Nothing,
+    This(ObjectId),
+}
+
+impl Vault {
+    /// The organization that a key context names by its id, external id or name; without such a pair the default one.
+    /// `None`: there is none. With `organizations=just-in-time` it is made.
+    pub fn organization_of_context(
+        &self,
+        caller: &Caller,
+        context: &BTreeMap<String, String>,
+    ) -> Result<Option<super::OrganizationInfo>> {
+        let default = self.settings.default_organization.as_ref();
+        let named = context.get(ORGANIZATION).or_else(|| context.get(ORGANIZATION_ALIAS)).or(default);
+        let Some(which) = named else { return Ok(None) };
+        match self.organization(which) {
+            Err(error) if error.errno() == libc::ENOENT => match self.settings.just_in_time {
+                true => self.create_organization(caller, which, None, None).map(Some),
+                false => Ok(None),
+            },
+            found => found.map(Some),
+        }
+    }
+
+    /// A key context as it is stored: its organization by id, its pairs in order.
+    pub(super) fn checked_context(&self, org: OrgNo, pairs: &BTreeMap<String, String>) -> Result<Context> {
+        let long = |text: &str, max| text.chars().count() > max;
+        if pairs.len() > PAIRS_MAX {
+            return Err(Error::Invalid("a key context has at most 10 pairs"));
+        }
+        if pairs.iter().any(|(key, value)| key.is_empty() || long(key, KEY_MAX) || long(value, VALUE_MAX)) {
+            return Err(Error::Invalid("a key context's keys have 1 to 120 characters, its values at most 500"));
+        }
+        let id = self.organizations.find(org).ok_or(Error::NotFound)?.id.to_string();
+        let mut pairs = pairs.clone();
+        if let Some(alias) = pairs.get_mut(ORGANIZATION_ALIAS) {
+            alias.clone_from(&id);
+        }
+        pairs.insert(ORGANIZATION.into(), id);
+        Ok(pairs.into_iter().collect())
+    }
+
+    /// Stores a new object at `ORG/PATH`, which must be free, under a key context that is its own for ever. Folders are
+    /// made as needed. Durable when it returns, and the mount shows it.
+    pub fn create_object(
+        &self,
+        caller: &Caller,
+        place: &[u8],
+        context: &BTreeMap<String, String>,
+        input: &mut dyn Read,
+    ) -> Result<ObjectInfo> {
+        let (folder, name) = self.walk(caller, place, true)?;
+        let context = self.checked_context(folder.organization(), context)?;
+        if self.find_entry(folder, &name)?.is_some() {
+            return Err(Error::Exists);
+        }
+        self.put(caller, (folder, &name), Some(context), Standing::Nothing, None, input)
+    }
+
+    /// Gives `ORG/PATH` or an id the value that `input` holds, as a new content; folders are made as needed.
+    /// Durable when it returns, and the mount shows it. `if_version`: the id or ordinal that must be current.
+    pub fn put_object(
+        &self,
+        caller: &Caller,
+        reference: &[u8],
+        if_version: Option<&str>,
+        input: &mut dyn Read,
+    ) -> Result<ObjectInfo> {
+        let ((folder, name), standing) = match std::str::from_utf8(reference).ok().and_then(|t| t.parse().ok()) {
+            Some(id) => {
+                let (_, object, node) = self.living_object(id)?;
+                (self.home(object.ino, &node)?, Standing::This(id))
+            }
+            None => (self.walk(caller, reference, true)?, Standing::Anything),
+        };
+        // Before the value is read, so that a lost check costs nothing; checked again when it counts.
+        self.expected_version(folder, &name, if_version)?;
+        let context = self.context_at(folder, &name)?;
+        self.put(caller, (folder, &name), context, standing, if_version, input)
+    }
+
+    fn put(
+        &self,
+        caller: &Caller,
+        (folder, name): (Ino, &[u8]),
+        context: Option<Context>,
+        standing: Standing,
+        if_version: Option<&str>,
+        input: &mut dyn Read,
+    ) -> Result<ObjectInfo> {
+        self.check_writable_folder(folder)?;
+        let (ino, handle) = self.make_nameless(caller, folder, name, context.clone())?;
+        let filled = self.fill(caller, handle, input);
+        let installed = filled.and_then(|()| self.install(caller, ino, (folder, name), context, standing, if_version));
+        self.release(handle)?;
+        let id = installed?;
+        self.name_changed(folder, name);
+        self.sync()?;
+        self.kernel_knows();
+        self.describe(id)
+    }
+
+    /// The key context of the object with this name, if there is one.
+    fn context_at(&self, folder: Ino, name: &[u8]) -> Result<Option<Context>> {
+        let Some(entry) = self.find_entry(folder, name)? else { return Ok(None) };
+        let node = self.records.get::<Node>(entry.ino)?.ok_or(Error::NotFound)?;
+        let Some(id) = node.object() else { return Ok(None) };
+        Ok(self.records.get::<Object>((folder.organization(), id))?.map(|object| object.context.clone()))
+    }
+
+    fn fill(&self, caller: &Caller, handle: Handle, input: &mut dyn Read) -> Result<()> {
+        let mut part = zeroize::Zeroizing::new(vec![0; PART]);
+        let mut offset = 0;
+        loop {
+            let mut filled = 0;
+            while filled < PART {
+                match input.read(&mut part[filled..]) {
+                    Ok(0) => break,
+                    Ok(more) => filled += more,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(_) => return Err(Error::Invalid("the value could not be read to its end")),
+                }
+            }
+            if filled > 0 {
+                self.write(caller, handle, offset, &part[..filled])?;
+                offset += filled as u64;
+            }
+            if filled < PART {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A new open file that has no name yet; after a crash it is gone. Without a key context of its own it takes its
+    /// organization's.
+    pub(super) fn make_nameless(
+        &self,
+        caller: &Caller,
+        folder: Ino,
+        name: &[u8],
+        context: Option<Context>,
+    ) -> Result<(Ino, Handle)> {
+        let mut tx = self.begin()?;
+        let parent = self.folder(&tx, folder)?;
+        let made = self.inherit(&tx, caller, (folder, &parent), 0o666, false)?;
+        let ino = self.next_ino(&mut tx, folder.organization())?;
+        let (uid, gid) = caller.owner_in(&parent);
+        let node = Node {
+            kind: Kind::File { object: ObjectId::fresh(), parent: folder, name: name.to_vec() },
+            mode: made.mode,
+            uid,
+            gid: if parent.mode & libc::S_ISGID != 0 { parent.gid } else { gid },
+            links: 0,
+            attributes: made.attributes.is_some(),
+            ..Node::new(Time::now())
+        };
+        tx.put_new(ino, node);
+        if let Some(attributes) = made.attributes {
+            tx.put_new(ino, attributes);
+        }
+        tx.put_new((ino, Task::Orphan), Pending { epoch: 0 });
+        let access = Access { read: true, write: true, ..Access::default() };
+        let content = self.contents.get(ino);
+        content.is_new();
+        let handle = self.handles.lock().add(OpenFile::nameless(ino, access, content, context));
+        self.finish(tx);
+        Ok((ino, handle))
+    }
+
+    /// Gives the nameless file its name, over what stands there.
+    fn install(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        at: (Ino, &[u8]),
+        context: Option<Context>,
+        wanted: Standing,
+        if_version: Option<&str>,
+    ) -> Result<ObjectId> {
+        let expected = self.expected_version(at.0, at.1, if_version)?;
+        let org = ino.organization();
+        let mut tx = self.begin()?;
+        self.folder(&tx, at.0)?;
+        let hash = self.check_name(at.0, at.1)?;
+        let standing = tx.get::<Entry>((at.0, hash))?;
+        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let own = node.object().expect("it was made as a file");
+        (node.links, node.guard) = (1, expected);
+        tx.delete::<Pending>((ino, Task::Orphan));
+        tx.put((at.0, hash), Entry { name: at.1.to_vec(), ino, kind: libc::S_IFREG });
+        self.touch_folder(&mut tx, at.0, 0, Time::now())?;
+        let size = node.size;
+        let Some(standing) = standing else {
+            if let Standing::This(_) = wanted {
+                return Err(Error::NotFound);
+            }
+            self.check_quota(org, 1, size)?;
+            if let Some(context) = context {
+                tx.put((org, own), Object { context, ..self.new_object(caller, ino, &node)? });
+            }
+            tx.put(ino, node);
+            self.commit_version(&mut tx, caller, ino, true)?;
+            self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+            self.finish(tx);
+            return Ok(own);
+        };
+        let old = tx.need::<Node>(standing.ino)?;
+        let id = match (old.object(), wanted) {
+            (_, Standing::Nothing) => return Err(Error::Exists),
+            // Renamed since: another object has the name now.
+            (Some(id), Standing::This(this)) if id != this => return Err(Error::NotFound),
+            (Some(id), _) => id,
+            (None, _) => return Err(Error::Invalid("something else than an object has this name")),
+        };
+        if old.links > 1 {
+            return Err(Error::NotPermitted("this object has several names: write it through the mount"));
+        }
+        self.check_quota(org, 0, size.saturating_sub(old.size))?;
+        (node.mode, node.uid, node.gid, node.attributes) = (old.mode, old.uid, old.gid, old.attributes);
+        match tx.get::<Attributes>(standing.ino)? {
+            Some(attributes) => tx.put(ino, (*attributes).clone()),
+            None => tx.delete::<Attributes>(ino),
+        }
+        tx.put(ino, node);
+        // `replace` counts one object and its bytes less.
+        self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+        self.replace(tx, caller, standing.ino, ino, at).map(|()| id)
+    }
+
+    /// The version that `if_version` asks for, which must be current.
+    fn expected_version(&self, folder: Ino, name: &[u8], if_version: Option<&str>) -> Result<Option<VersionId>> {
+        let Some(wanted) = if_version else { return Ok(None) };
+        let entry = self.find_entry(folder, name)?.ok_or(Error::NotFound)?;
+        let node = self.records.get::<Node>(entry.ino)?.ok_or(Error::NotFound)?;
+        let id = node.object().ok_or(Error::Invalid("not an object: only regular files are"))?;
+        let object = self.records.get::<Object>((folder.organization(), id))?;
+        self.check_version(object.as_deref(), wanted).map(Some)
+    }
+
+    pub(super) fn check_version(&self, object: Option<&Object>, wanted: &str) -> Result<VersionId> {
+        let current = object.and_then(|o| o.current());
+        let lost = |expected| Error::VersionLost { expected, current: current.map_or(VersionId(0), |v| v.id) };
+        let ordinal = wanted.parse::<u64>().ok().filter(|_| wanted.len() < 32);
+        let expected: VersionId = match ordinal {
+            Some(ordinal) => {
+                let known = object.and_then(|o| o.versions.iter().find(|v| v.ordinal == ordinal));
+                known.map(|v| v.id).ok_or_else(|| lost(VersionId(0)))?
+            }
+            None => wanted.parse().map_err(|()| Error::Invalid("not a version id or ordinal"))?,
+        };
+        if current.map(|v| v.id) == Some(expected) { Ok(expected) } else { Err(lost(expected)) }
+    }
+
+    /// Gives an object the value of one of its earlier versions, as a new version.
+    pub fn revert_object(
+        &self,
+        caller: &Caller,
+        id: ObjectId,
+        version: u64,
+        if_version: Option<&str>,
+    ) -> Result<ObjectInfo> {
+        let (_, object, node) = self.living_object(id)?;
+        let known = object.versions.iter().find(|v| v.ordinal == version);
+        let version = known.ok_or(Error::Absent("no such version is kept"))?;
+        let (folder, name) = self.home(object.ino, &node)?;
+        self.expected_version(folder, &name, if_version)?;
+        let mut reader = ValueReader { vault: self, version, at: 0, part: Default::default(), failed: None };
+        let context = Some(object.context.clone());
+        let stored = self.put(caller, (folder, &name), context, Standing::This(id), if_version, &mut reader);
+        match reader.failed {
+            Some(error) => Err(error),
+            None => stored,
+        }
+    }
+
+    /// Whether the object's current value was put by `caller` on top of version `on`, and is `value`: an answer was
+    /// lost, and the request came again.
+    pub fn is_retry(&self, caller: &Caller, id: ObjectId, on: &str, value: &[u8]) -> Result<bool> {
+        let (_, object, _) = self.living_object(id)?;
+        let [.., before, current] = &object.versions[..] else { return Ok(false) };
+        let named = before.id.to_string() == on || before.ordinal.to_string() == on;
+        if !named || current.by != caller.author() || current.size != value.len() as u64 {
+            return Ok(false);
+        }
+        let mut same = true;
+        self.read_value(current, &mut |at, part| {
+            same &= crate::crypto::same_tag(part, &value[at as usize..][..part.len()]);
+            Ok(())
+        })?;
+        Ok(same)
+    }
+}
+
+/// A committed value as something to read from.
+struct ValueReader<'a> {
+    vault: &'a Vault,
+    version: &'a super::row::Version,
+    at: u64,
+    part: zeroize::Zeroizing<Vec<u8>>,
+    failed: Option<Error>,
+}
+
+impl Read for ValueReader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.version.size - self.at;
+        let len = (out.len() as u64).min(left) as usize;
+        if len == 0 {
+            return Ok(0);
+        }
+        match self.vault.read_part(self.version, self.at, len) {
+            Ok(part) => self.part = zeroize::Zeroizing::new(part),
+            Err(error) => {
+                let told = std::io::Error::other(error.to_string());
+                self.failed = Some(error);
+                return Err(told);
+            }
+        }
+        out[..len].copy_from_slice(&self.part);
+        self.at += len as u64;
+        Ok(len)
+    }
+}
