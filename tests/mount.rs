@@ -10,6 +10,8 @@ mod vault;
 mod acl;
 #[path = "mount/attributes.rs"]
 mod attributes;
+#[path = "mount/copying.rs"]
+mod copying;
 #[path = "mount/exercise.rs"]
 mod exercise;
 #[path = "mount/files.rs"]

@@ -22,8 +22,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-/// What one `copy_file_range` copies before it returns, so that no FUSE loop is away for long; callers ask for the rest.
-const COPY_AT_MOST: u64 = 4 << 20;
+/// What one `copy_file_range` can say that it copied; callers ask for the rest.
+const COPY_AT_MOST: u64 = 1 << 30;
 
 pub struct Transport {
     /// First, so that what its pools still do is done before the end of the mount is told.

@@ -1,5 +1,8 @@
 //! Open files: reading and writing, sizes, holes, and what a close commits.
 
+mod copying;
+
+use super::changes::Run;
 use super::content::{Content, State};
 use super::error::{Error, Result};
 use super::ids::Ino;
@@ -18,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest file: offsets are signed 64-bit numbers in the kernel.
 const SIZE_MAX: u64 = i64::MAX as u64;
-const COPY: usize = 1 << 20;
 
 /// One open of one file.
 pub struct OpenFile {
@@ -536,7 +538,6 @@ impl Vault {
 
     /// The parts of `within` that hold data, joined where they touch.
     fn data_ranges(&self, content: &Content, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        use super::changes::Run;
         self.load_map(content)?;
         let state = content.state.read();
         let map = state.map.as_ref().expect("loaded above, and never unloaded");
@@ -546,7 +547,7 @@ impl Vault {
             for (start, end, run) in dirty.changes.overlapping(within.clone()) {
                 let outside = |range: Range<u64>| [range.start..range.end.min(start), range.start.max(end)..range.end];
                 ranges = ranges.into_iter().flat_map(outside).filter(|range| !range.is_empty()).collect();
-                if matches!(run, Run::Data(_)) {
+                if !matches!(run, Run::Hole { .. }) {
                     ranges.push(start..end);
                 }
             }
@@ -560,20 +561,6 @@ impl Vault {
             }
         }
         Ok(joined)
-    }
-
-    /// Copies bytes between open files of any organizations; opened and sealed again on the way.
-    pub fn copy_range(&self, caller: &Caller, from: (Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
-        let mut copied = 0;
-        while copied < len {
-            let part = self.read(caller, from.0, from.1 + copied, (len - copied).min(COPY as u64) as usize)?;
-            if part.is_empty() {
-                break;
-            }
-            self.write(caller, to.0, to.1 + copied, &part)?;
-            copied += part.len() as u64;
-        }
-        Ok(copied)
     }
 
     /// Bytes of a content that are answered and not stored.
