@@ -32,9 +32,13 @@ mod outage;
 mod saving;
 #[path = "mount/secrecy.rs"]
 mod secrecy;
+#[path = "mount/set_id.rs"]
+mod set_id;
 #[path = "mount/space.rs"]
 mod space;
 #[path = "mount/tombstones.rs"]
 mod tombstones;
+#[path = "mount/unnamed.rs"]
+mod unnamed;
 #[path = "mount/version_check.rs"]
 mod version_check;

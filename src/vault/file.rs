@@ -214,7 +214,7 @@ impl Vault {
         }
         let node = tx.need::<Node>(file.ino)?;
         let epoch = node.epoch;
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
         self.change_content(tx, &file.content, data.len(), |batch| state.changes(batch, epoch).write(offset, data));
         file.note_write();
@@ -414,23 +414,21 @@ impl Vault {
             self.set_size(caller, ino, size, set.handle)?;
         }
         let mut tx = self.begin()?;
-        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let Some(node) = tx.get::<Node>(ino)? else {
+            let changed = self.change_removed(ino, |last| {
+                set_in(caller, &mut last.node, set);
+                Ok(Attr::of(ino, &last.node))
+            });
+            return changed.unwrap_or(Err(Error::NotFound));
+        };
+        let mut node = (*node).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
-        if set.uid.is_some() || set.gid.is_some() {
-            if !node.kind.is_directory() {
-                node.mode &= !stripped(node.mode);
-            }
-            (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));
-        }
-        if let Some(mode) = set.mode {
-            node.mode = mode & 0o7777;
+        set_in(caller, &mut node, set);
+        if set.mode.is_some() {
             self.follow_mode(&mut tx, ino, &node)?;
         }
-        node.atime = set.atime.unwrap_or(node.atime);
-        node.mtime = set.mtime.unwrap_or(node.mtime);
-        node.ctime = set.ctime.unwrap_or_else(Time::now);
         let attr = Attr::of(ino, &node);
         tx.put(ino, node);
         self.finish(tx);
@@ -455,7 +453,7 @@ impl Vault {
             }
             Some(_) => {}
         }
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         if size == node.size {
             // Truncating to its own size changes the times, not the value.
             let now = Time::now();
@@ -502,7 +500,7 @@ impl Vault {
             Allocate::Extend | Allocate::ZeroRange => node.size.max(end),
             Allocate::KeepSize | Allocate::PunchHole | Allocate::ZeroRangeKeepSize => node.size,
         };
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, size, strip)?;
         file.note_write();
         match mode {
@@ -571,8 +569,30 @@ impl Vault {
     }
 }
 
-/// The set-user-id bit, and set-group-id where it means that, which a change of the file takes away.
-fn stripped(mode: u32) -> u32 {
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    libc::S_ISUID | group
+/// Sets all but the size.
+fn set_in(caller: &Caller, node: &mut Node, set: &SetAttr) {
+    // Nothing to set is what the kernel makes of a chown to the owner and the group that there are.
+    let nothing = set.mode.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none();
+    if (nothing || set.uid.is_some() || set.gid.is_some()) && !node.kind.is_directory() {
+        node.mode &= !set_ids(caller, node);
+    }
+    (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));
+    if let Some(mode) = set.mode {
+        node.mode = mode & 0o7777;
+    }
+    node.atime = set.atime.unwrap_or(node.atime);
+    node.mtime = set.mtime.unwrap_or(node.mtime);
+    node.ctime = set.ctime.unwrap_or_else(Time::now);
+}
+
+/// The set-id bits that a change of the value takes away, as Linux does: none from root.
+fn stripped(caller: &Caller, node: &Node) -> u32 {
+    if caller.uid == 0 { 0 } else { set_ids(caller, node) }
+}
+
+/// The set-user-id bit; and set-group-id where the group may execute, and from who is not in the group.
+fn set_ids(caller: &Caller, node: &Node) -> u32 {
+    let held = node.mode & (libc::S_ISUID | libc::S_ISGID);
+    let keeps = held & libc::S_ISGID != 0 && node.mode & libc::S_IXGRP == 0 && caller.keeps_set_gid(node.gid);
+    if keeps { held & !libc::S_ISGID } else { held }
 }

@@ -92,7 +92,7 @@ impl Vault {
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let epoch = node.epoch;
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
         self.change_content(tx, content, new, |batch| {
             state.key = key;
