@@ -207,8 +207,15 @@ mod tests {
 
     fn event(event: &'static str) -> AuditEvent {
         let pid = std::process::id();
-        let caller =
-            Some(Caller { uid: 7, gid: 7, pid, umask: 0, groups: Vec::new(), patience: Patience::Never, key: None });
+        let caller = Some(Caller {
+            uid: 7,
+            gid: 7,
+            pid,
+            umask: 0,
+            groups: |_| Vec::new(),
+            patience: Patience::Never,
+            key: None,
+        });
         AuditEvent { event, caller, organization: Some("org_1".into()), object: None, version: None, detail: None }
     }
 

@@ -27,6 +27,7 @@ mod profile;
 mod put;
 mod reaper;
 mod records;
+mod removed;
 mod rename;
 mod row;
 mod settings;
@@ -63,6 +64,7 @@ use organization::Organizations;
 use parking_lot::{Condvar, Mutex, RwLock};
 use profile::Profiles;
 use records::{Records, Tx};
+use removed::Removed;
 use row::{Node, Task};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -95,6 +97,7 @@ pub struct Vault {
     contents: Contents,
     handles: Handles,
     tunnels: Tunnels,
+    removed: Removed,
     signals: Signals,
     /// Work on extents that stored batches asked for, and the batch that is being stored.
     chores: Mutex<VecDeque<(Ino, Task, u64)>>,

@@ -10,6 +10,8 @@ mod vault;
 mod acl;
 #[path = "mount/attributes.rs"]
 mod attributes;
+#[path = "mount/copying.rs"]
+mod copying;
 #[path = "mount/exercise.rs"]
 mod exercise;
 #[path = "mount/files.rs"]
@@ -30,9 +32,13 @@ mod outage;
 mod saving;
 #[path = "mount/secrecy.rs"]
 mod secrecy;
+#[path = "mount/set_id.rs"]
+mod set_id;
 #[path = "mount/space.rs"]
 mod space;
 #[path = "mount/tombstones.rs"]
 mod tombstones;
+#[path = "mount/unnamed.rs"]
+mod unnamed;
 #[path = "mount/version_check.rs"]
 mod version_check;

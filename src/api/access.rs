@@ -143,7 +143,8 @@ pub async fn known(
 }
 
 fn local(api: &Api, uid: Option<u32>, gid: u32, pid: u32, method: &str) -> Result<Principal, Problem> {
-    let caller = |uid| Caller { uid, gid, pid, umask: 0o077, groups: Vec::new(), patience: Patience::Wait, key: None };
+    let caller =
+        |uid| Caller { uid, gid, pid, umask: 0o077, groups: |_| Vec::new(), patience: Patience::Wait, key: None };
     match uid.filter(|uid| *uid == 0 || *uid == api.owner) {
         Some(uid) => Ok(Principal { caller: caller(uid), scope: Scope::Vault, permission: Permission::Admin }),
         None => {
@@ -172,7 +173,7 @@ async fn remote(api: &Arc<Api>, from: IpAddr, headers: &HeaderMap) -> Result<Pri
             gid,
             pid: std::process::id(),
             umask: 0o077,
-            groups: Vec::new(),
+            groups: |_| Vec::new(),
             patience: Patience::Wait,
             key: Some(identity),
         };

@@ -2,12 +2,15 @@
 
 use crate::fs::lifetime::Entry;
 use crate::fs::translate::PERMISSIONS;
-use crate::vault::{Caller, Ino, Make, Result, Vault};
+use crate::vault::{Caller, Error, Ino, Make, Result, Vault};
 
-/// `.` and `..` are asked for to find an inode by its number alone, for NFS.
+/// `.` and `..` are asked for to find an inode by its number alone, for NFS and open_by_handle_at(2). So nothing is found
+/// that has no name any more: the kernel itself knows what is still open.
 pub fn look_up(vault: &Vault, caller: &Caller, parent: Ino, name: &[u8]) -> Result<Entry> {
     let attr = match name {
-        b"." => vault.attr(caller, parent),
+        b"." => {
+            vault.attr(caller, parent).and_then(|attr| if attr.links > 0 { Ok(attr) } else { Err(Error::NotFound) })
+        }
         b".." => vault.parent(caller, parent).and_then(|above| vault.attr(caller, above)),
         _ => vault.lookup(caller, parent, name),
     };

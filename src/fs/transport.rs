@@ -1,7 +1,7 @@
 //! The FUSE requests: fuser's types in, one call of the vault, fuser's reply out.
 //!
 //! What is not here is right as fuser has it: the kernel never asks for locks and access (they stay with it), takes an
-//! unimplemented `poll` for "always ready", and needs no `forget`, since inode numbers are the vault's own and stable.
+//! unimplemented `poll` for "always ready".
 
 use crate::fs::dispatch::Dispatch;
 use crate::fs::lifetime::changes_untold;
@@ -22,8 +22,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-/// What one `copy_file_range` copies before it returns, so that no FUSE loop is away for long; callers ask for the rest.
-const COPY_AT_MOST: u64 = 4 << 20;
+/// What one `copy_file_range` can say that it copied; callers ask for the rest.
+const COPY_AT_MOST: u64 = 1 << 30;
 
 pub struct Transport {
     /// First, so that what its pools still do is done before the end of the mount is told.
@@ -44,6 +44,12 @@ impl Filesystem for Transport {
         self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
             names::look_up(vault, caller, parent, name)
         });
+    }
+
+    /// Inode numbers are the vault's own and stable, so how often the kernel was told one does not matter; only that it is
+    /// gone.
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.dispatch.vault.forget(Ino(ino.0));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -246,11 +252,8 @@ impl Filesystem for Transport {
 
     fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         let Some(how) = translate::set_xattr(flags) else { return reply.error(Errno::EINVAL) };
-        let (name, mut caller) = (name.as_bytes().to_vec(), caller(req, 0));
-        if name == b"system.posix_acl_access" && caller.uid != 0 {
-            caller.groups = groups_of(caller.pid);
-        }
-        self.dispatch.answer(caller, value, reply, move |vault, caller, value| {
+        let name = name.as_bytes().to_vec();
+        self.dispatch.answer(caller(req, 0), value, reply, move |vault, caller, value| {
             vault.set_xattr(caller, Ino(ino.0), &name, value, how)
         });
     }
@@ -355,7 +358,7 @@ fn caller(req: &Request, umask: u32) -> Caller {
         gid: req.gid(),
         pid: req.pid(),
         umask,
-        groups: Vec::new(),
+        groups: groups_of,
         patience: Patience::Never,
         key: None,
     }

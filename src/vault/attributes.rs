@@ -92,8 +92,11 @@ impl Vault {
         if !ino.is_top() {
             self.enter(ino, caller.patience)?;
         }
-        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
-        if node.attributes { self.records.get::<Attributes>(ino) } else { Ok(None) }
+        match self.records.get::<Node>(ino)? {
+            Some(node) if node.attributes => self.records.get::<Attributes>(ino),
+            Some(_) => Ok(None),
+            None => self.last_attributes(ino).map(Some).ok_or(Error::NotFound),
+        }
     }
 
     fn change_attributes(
@@ -106,19 +109,27 @@ impl Vault {
             return Err(Error::NotPermitted("a vault's root takes no attributes"));
         }
         self.enter(ino, caller.patience)?;
+        let change = |node: &mut Node, attributes: &mut Attributes| {
+            change(node, attributes)?;
+            let names: usize = attributes.0.keys().map(|name| name.len() + 1).sum();
+            let values: usize = attributes.0.values().map(|value| value.len()).sum();
+            if names > NAMES_MAX || names + values > TOTAL_MAX {
+                return Err(Error::AttributesFull);
+            }
+            (node.attributes, node.ctime) = (!attributes.0.is_empty(), Time::now());
+            Ok(())
+        };
         let mut tx = self.begin()?;
-        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let Some(node) = tx.get::<Node>(ino)? else {
+            let changed = self.change_removed(ino, |last| change(&mut last.node, &mut last.attributes));
+            return changed.unwrap_or(Err(Error::NotFound));
+        };
+        let mut node = (*node).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
         let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());
         change(&mut node, &mut attributes)?;
-        let names: usize = attributes.0.keys().map(|name| name.len() + 1).sum();
-        let values: usize = attributes.0.values().map(|value| value.len()).sum();
-        if names > NAMES_MAX || names + values > TOTAL_MAX {
-            return Err(Error::AttributesFull);
-        }
-        (node.attributes, node.ctime) = (!attributes.0.is_empty(), Time::now());
         if node.attributes {
             tx.put(ino, attributes);
         } else {
@@ -168,7 +179,7 @@ impl Vault {
             _ if ino.is_top() => self.organization_attributes(ino, &mut list)?,
             _ => {
                 self.enter(ino, caller.patience)?;
-                let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+                let node = self.node(ino)?;
                 if let Kind::File { object, .. } = node.kind {
                     self.object_attributes(ino, &node, object, &mut list)?;
                 }

@@ -1,16 +1,38 @@
-//! Changes of a content that are answered and not yet stored: runs of data and holes over its bytes.
+//! Changes of a content that are answered and not yet stored: runs of data, of holes, and of pieces that are stored
+//! already and get a second place, over its bytes.
 
+use super::row::Piece;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The longest run of bytes that becomes one extent.
 pub const EXTENT_MAX: usize = 1 << 20;
 
-/// One run: bytes, or a hole up to an offset (exclusive).
+/// One run: bytes, a hole up to an offset (exclusive), or what a piece of the same content holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Run {
     Data(Vec<u8>),
     Hole { end: u64 },
+    Stored(Piece),
+}
+
+impl Run {
+    /// The part of a run at `start` that lies in `range`, which it covers.
+    pub fn part(&self, start: u64, range: Range<u64>) -> Run {
+        match self {
+            Run::Data(bytes) => Run::Data(bytes[(range.start - start) as usize..(range.end - start) as usize].to_vec()),
+            Run::Hole { .. } => Run::Hole { end: range.end },
+            Run::Stored(piece) => Run::Stored(piece.part(start, range)),
+        }
+    }
+
+    /// The same at another place.
+    pub fn moved(&self, from: u64, to: u64) -> Run {
+        match self {
+            Run::Hole { end } => Run::Hole { end: end - from + to },
+            other => other.clone(),
+        }
+    }
 }
 
 /// Runs by their first offset; they do not overlap.
@@ -24,9 +46,14 @@ impl Changes {
         self.runs.iter().map(|(at, run)| (*at, run))
     }
 
-    /// Bytes of file data that they hold.
+    /// Bytes of file data that they hold or name.
     pub fn bytes(&self) -> u64 {
-        self.runs().map(|(_, run)| if let Run::Data(bytes) = run { bytes.len() as u64 } else { 0 }).sum()
+        let bytes = |run: &Run| match run {
+            Run::Data(bytes) => bytes.len() as u64,
+            Run::Stored(piece) => u64::from(piece.len),
+            Run::Hole { .. } => 0,
+        };
+        self.runs().map(|(_, run)| bytes(run)).sum()
     }
 
     pub fn write(&mut self, offset: u64, data: &[u8]) {
@@ -51,14 +78,30 @@ impl Changes {
         self.runs.insert(offset, Run::Data(data.to_vec()));
     }
 
+    /// Lays a run over what is there.
+    pub fn lay(&mut self, at: u64, run: Run) {
+        match run {
+            Run::Data(bytes) => self.write(at, &bytes),
+            other => {
+                self.cut(at..end_of(at, &other));
+                self.runs.insert(at, other);
+            }
+        }
+    }
+
     /// Makes `range` a hole; `u64::MAX` as its end cuts everything behind its start.
     pub fn punch(&mut self, range: Range<u64>) {
         self.cut(range.clone());
         self.runs.insert(range.start, Run::Hole { end: range.end });
     }
 
-    /// Lays the changes of `offset..` over `buffer`.
-    pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
+    /// Lays the changes of `offset..` over `buffer`; `open` puts in what a piece, at its place in the file, has of it.
+    pub fn overlay<E>(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        mut open: impl FnMut(u64, &Piece, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let end = offset + buffer.len() as u64;
         for (start, stop, run) in self.overlapping(offset..end) {
             let target = &mut buffer[(start.max(offset) - offset) as usize..(stop.min(end) - offset) as usize];
@@ -68,8 +111,10 @@ impl Changes {
                     target.copy_from_slice(&bytes[from..from + target.len()]);
                 }
                 Run::Hole { .. } => target.fill(0),
+                Run::Stored(piece) => open(start, piece, buffer)?,
             }
         }
+        Ok(())
     }
 
     /// Whether the changes determine every byte of `range`.
@@ -98,24 +143,18 @@ impl Changes {
         for start in touched {
             let run = self.runs.remove(&start).expect("found above");
             let end = end_of(start, &run);
-            match run {
-                Run::Data(mut bytes) => {
-                    if end > range.end {
-                        self.runs.insert(range.end, Run::Data(bytes[(range.end - start) as usize..].to_vec()));
-                    }
-                    if start < range.start {
+            if end > range.end {
+                self.runs.insert(range.end, run.part(start, range.end..end));
+            }
+            if start < range.start {
+                let kept = match run {
+                    Run::Data(mut bytes) => {
                         bytes.truncate((range.start - start) as usize);
-                        self.runs.insert(start, Run::Data(bytes));
+                        Run::Data(bytes)
                     }
-                }
-                Run::Hole { .. } => {
-                    if end > range.end {
-                        self.runs.insert(range.end, Run::Hole { end });
-                    }
-                    if start < range.start {
-                        self.runs.insert(start, Run::Hole { end: range.start });
-                    }
-                }
+                    other => other.part(start, start..range.start),
+                };
+                self.runs.insert(start, kept);
             }
         }
     }
@@ -125,6 +164,7 @@ fn end_of(start: u64, run: &Run) -> u64 {
     match run {
         Run::Data(bytes) => start + bytes.len() as u64,
         Run::Hole { end } => *end,
+        Run::Stored(piece) => start + u64::from(piece.len),
     }
 }
 
@@ -172,7 +212,7 @@ mod tests {
                     }
                 }
                 let mut seen = vec![UNTOUCHED; 300];
-                changes.overlay(0, &mut seen);
+                changes.overlay(0, &mut seen, |_, _, _| Err("no piece was laid")).unwrap();
                 prop_assert_eq!(&seen, &model);
                 prop_assert_eq!(changes.cover(0..300), !model.contains(&UNTOUCHED));
                 let mut last = 0;

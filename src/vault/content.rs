@@ -40,15 +40,27 @@ pub struct Dirty {
     pub epoch: u64,
     /// Shared with the writer thread once the batch is frozen; until then it changes in place.
     pub changes: Arc<Changes>,
+    /// Pieces that the changes name, counted as used until the changes are in the map.
+    pub pins: Vec<Piece>,
 }
 
 impl State {
     /// The changes that an operation of this batch and epoch adds to.
     pub fn changes(&mut self, batch: u64, epoch: u64) -> &mut Changes {
+        Arc::make_mut(&mut self.dirty(batch, epoch).changes)
+    }
+
+    /// Keeps a piece's bytes, whatever becomes of its present place, for a change of this batch and epoch that names it.
+    pub fn pin(&mut self, batch: u64, epoch: u64, piece: Piece) {
+        self.map.as_mut().expect("a change completes the map").pin(&piece);
+        self.dirty(batch, epoch).pins.push(piece);
+    }
+
+    fn dirty(&mut self, batch: u64, epoch: u64) -> &mut Dirty {
         if self.dirty.last().is_none_or(|d| (d.batch, d.epoch) != (batch, epoch)) {
-            self.dirty.push(Dirty { batch, epoch, changes: Arc::default() });
+            self.dirty.push(Dirty { batch, epoch, changes: Arc::default(), pins: Vec::new() });
         }
-        Arc::make_mut(&mut self.dirty.last_mut().expect("pushed above").changes)
+        self.dirty.last_mut().expect("pushed above")
     }
 
     /// Bytes of file data that are answered and not stored.
@@ -163,7 +175,7 @@ impl Vault {
         Ok(key)
     }
 
-    fn missing_key(&self, ino: Ino) -> Error {
+    pub(super) fn missing_key(&self, ino: Ino) -> Error {
         self.corrupt("wrapped key", ino, "missing".into())
     }
 
@@ -187,19 +199,22 @@ impl Vault {
         // Held until the bytes are opened: the writer thread frees no piece that is being read.
         let state = content.state.read();
         let covering = state.dirty.iter().rposition(|d| d.changes.cover(range.clone()));
+        let mut key = state.key.clone();
+        let mut open = |at: u64, piece: &Piece, buffer: &mut [u8]| {
+            let key = match &key {
+                Some(key) => key.clone(),
+                None => key.insert(self.content_key(content, patience)?).clone(),
+            };
+            self.open_part(content.ino, &key, at, piece, &range, buffer)
+        };
         if covering.is_none() {
             let map = state.map.as_ref().expect("loaded above, and never unloaded");
-            let mut key = state.key.clone();
             for (at, piece) in map.overlapping(range.clone()) {
-                let key = match &key {
-                    Some(key) => key.clone(),
-                    None => key.insert(self.content_key(content, patience)?).clone(),
-                };
-                self.open_part(content.ino, &key, at, piece, &range, buffer)?;
+                open(at, piece, buffer)?;
             }
         }
         for dirty in &state.dirty[covering.unwrap_or(0)..] {
-            dirty.changes.overlay(offset, buffer);
+            dirty.changes.overlay(offset, buffer, &mut open)?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! The extent map of one content: which piece of which extent holds each byte, now and in kept versions.
 //!
 //! Pieces are immutable. Overwriting cuts the live pieces: what an earlier version still needs becomes a
-//! past piece, the rest is dropped, and blocks of a segment that no piece touches any more are freed.
+//! past piece, the rest is dropped, and blocks of a segment that no piece touches any more are freed. Several
+//! pieces may name the same blocks: parts of one extent, or copies inside the file.
 
 use super::row::{Piece, Stored};
 use crate::store;
@@ -127,6 +128,17 @@ impl ExtentMap {
         self.put_live(at, piece, changes);
     }
 
+    /// Counts a piece as used by a change that is not in the map yet, which will lay it down a second time.
+    pub fn pin(&mut self, piece: &Piece) {
+        assert!(self.complete, "a map is completed before it changes");
+        count(&mut self.uses, piece, 1);
+    }
+
+    /// The change is in the map.
+    pub fn unpin(&mut self, piece: &Piece, changes: &mut MapChanges) {
+        release(&mut self.uses, piece, changes);
+    }
+
     /// Drops past pieces that died in `epoch` or before.
     pub fn prune(&mut self, epoch: u64, changes: &mut MapChanges) {
         assert!(self.complete, "a map is completed before it changes");
@@ -235,11 +247,13 @@ mod tests {
     }
 
     proptest! {
-        /// After any overwrites and commits: every byte is where it was written, kept versions are whole,
-        /// and exactly the blocks that nothing uses were freed.
+        /// After any overwrites, copies inside the file and commits: every byte is where it was written, kept versions
+        /// are whole, and exactly the blocks that nothing uses were freed.
         #[test]
         fn overwrites_keep_versions_and_free_the_rest(
-            ops in proptest::collection::vec((0u64..40_000, 1u32..30_000, any::<bool>()), 1..30),
+            ops in proptest::collection::vec(
+                (0u64..40_000, 1u32..30_000, proptest::option::of(0u64..70_000), any::<bool>()), 1..30,
+            ),
             keep_last in 0u64..4,
         ) {
             let mut map = ExtentMap::default();
@@ -247,7 +261,23 @@ mod tests {
             let mut changes = MapChanges::default();
             let mut models: Vec<Vec<u64>> = vec![vec![0; 70_000]];
             let (mut epoch, mut tail, mut allocated) = (1, 0, std::collections::BTreeSet::new());
-            for (number, (at, len, commit)) in ops.into_iter().enumerate() {
+            for (at, len, copied_from, commit) in ops {
+                if let Some(from) = copied_from {
+                    let source = from..(from + u64::from(len)).min(70_000);
+                    let pieces: Vec<(u64, Piece)> = map.overlapping(source.clone()).map(|(start, p)| {
+                        let part = source.start.max(start)..source.end.min(start + u64::from(p.len));
+                        (at + part.start - from, Piece { born: epoch, ..p.part(start, part) })
+                    }).collect();
+                    pieces.iter().for_each(|(_, piece)| map.pin(piece));
+                    map.cut(at..at + source.end - from, epoch, &mut changes);
+                    let current = models.last_mut().unwrap();
+                    current.copy_within(from as usize..source.end as usize, at as usize);
+                    for (to, piece) in pieces {
+                        map.insert(to, piece.clone(), &mut changes);
+                        map.unpin(&piece, &mut changes);
+                    }
+                    continue;
+                }
                 map.cut(at..at + u64::from(len), epoch, &mut changes);
                 map.insert(at, piece(len, epoch, tail), &mut changes);
                 let padded = u64::from(len).div_ceil(UNIT) * UNIT;
@@ -258,7 +288,6 @@ mod tests {
                     current[(at + i) as usize] = tail * 100_000 + i + 1;
                 }
                 tail += padded;
-                let _ = number;
                 if commit {
                     epoch += 1;
                     models.push(models.last().unwrap().clone());

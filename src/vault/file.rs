@@ -1,5 +1,8 @@
 //! Open files: reading and writing, sizes, holes, and what a close commits.
 
+mod copying;
+
+use super::changes::Run;
 use super::content::{Content, State};
 use super::error::{Error, Result};
 use super::ids::Ino;
@@ -18,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest file: offsets are signed 64-bit numbers in the kernel.
 const SIZE_MAX: u64 = i64::MAX as u64;
-const COPY: usize = 1 << 20;
 
 /// One open of one file.
 pub struct OpenFile {
@@ -212,7 +214,7 @@ impl Vault {
         }
         let node = tx.need::<Node>(file.ino)?;
         let epoch = node.epoch;
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
         self.change_content(tx, &file.content, data.len(), |batch| state.changes(batch, epoch).write(offset, data));
         file.note_write();
@@ -412,23 +414,21 @@ impl Vault {
             self.set_size(caller, ino, size, set.handle)?;
         }
         let mut tx = self.begin()?;
-        let mut node = (*tx.need::<Node>(ino)?).clone();
+        let Some(node) = tx.get::<Node>(ino)? else {
+            let changed = self.change_removed(ino, |last| {
+                set_in(caller, &mut last.node, set);
+                Ok(Attr::of(ino, &last.node))
+            });
+            return changed.unwrap_or(Err(Error::NotFound));
+        };
+        let mut node = (*node).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
-        if set.uid.is_some() || set.gid.is_some() {
-            if !node.kind.is_directory() {
-                node.mode &= !stripped(node.mode);
-            }
-            (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));
-        }
-        if let Some(mode) = set.mode {
-            node.mode = mode & 0o7777;
+        set_in(caller, &mut node, set);
+        if set.mode.is_some() {
             self.follow_mode(&mut tx, ino, &node)?;
         }
-        node.atime = set.atime.unwrap_or(node.atime);
-        node.mtime = set.mtime.unwrap_or(node.mtime);
-        node.ctime = set.ctime.unwrap_or_else(Time::now);
         let attr = Attr::of(ino, &node);
         tx.put(ino, node);
         self.finish(tx);
@@ -453,7 +453,7 @@ impl Vault {
             }
             Some(_) => {}
         }
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         if size == node.size {
             // Truncating to its own size changes the times, not the value.
             let now = Time::now();
@@ -500,7 +500,7 @@ impl Vault {
             Allocate::Extend | Allocate::ZeroRange => node.size.max(end),
             Allocate::KeepSize | Allocate::PunchHole | Allocate::ZeroRangeKeepSize => node.size,
         };
-        let strip = if caller.uid == 0 { 0 } else { stripped(node.mode) };
+        let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, size, strip)?;
         file.note_write();
         match mode {
@@ -536,7 +536,6 @@ impl Vault {
 
     /// The parts of `within` that hold data, joined where they touch.
     fn data_ranges(&self, content: &Content, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        use super::changes::Run;
         self.load_map(content)?;
         let state = content.state.read();
         let map = state.map.as_ref().expect("loaded above, and never unloaded");
@@ -546,7 +545,7 @@ impl Vault {
             for (start, end, run) in dirty.changes.overlapping(within.clone()) {
                 let outside = |range: Range<u64>| [range.start..range.end.min(start), range.start.max(end)..range.end];
                 ranges = ranges.into_iter().flat_map(outside).filter(|range| !range.is_empty()).collect();
-                if matches!(run, Run::Data(_)) {
+                if !matches!(run, Run::Hole { .. }) {
                     ranges.push(start..end);
                 }
             }
@@ -562,20 +561,6 @@ impl Vault {
         Ok(joined)
     }
 
-    /// Copies bytes between open files of any organizations; opened and sealed again on the way.
-    pub fn copy_range(&self, caller: &Caller, from: (Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
-        let mut copied = 0;
-        while copied < len {
-            let part = self.read(caller, from.0, from.1 + copied, (len - copied).min(COPY as u64) as usize)?;
-            if part.is_empty() {
-                break;
-            }
-            self.write(caller, to.0, to.1 + copied, &part)?;
-            copied += part.len() as u64;
-        }
-        Ok(copied)
-    }
-
     /// Bytes of a content that are answered and not stored.
     pub(super) fn unstored_bytes(&self, ino: Ino) -> u64 {
         let Some(content) = self.contents.find(ino) else { return 0 };
@@ -584,8 +569,30 @@ impl Vault {
     }
 }
 
-/// The set-user-id bit, and set-group-id where it means that, which a change of the file takes away.
-fn stripped(mode: u32) -> u32 {
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    libc::S_ISUID | group
+/// Sets all but the size.
+fn set_in(caller: &Caller, node: &mut Node, set: &SetAttr) {
+    // Nothing to set is what the kernel makes of a chown to the owner and the group that there are.
+    let nothing = set.mode.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none();
+    if (nothing || set.uid.is_some() || set.gid.is_some()) && !node.kind.is_directory() {
+        node.mode &= !set_ids(caller, node);
+    }
+    (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));
+    if let Some(mode) = set.mode {
+        node.mode = mode & 0o7777;
+    }
+    node.atime = set.atime.unwrap_or(node.atime);
+    node.mtime = set.mtime.unwrap_or(node.mtime);
+    node.ctime = set.ctime.unwrap_or_else(Time::now);
+}
+
+/// The set-id bits that a change of the value takes away, as Linux does: none from root.
+fn stripped(caller: &Caller, node: &Node) -> u32 {
+    if caller.uid == 0 { 0 } else { set_ids(caller, node) }
+}
+
+/// The set-user-id bit; and set-group-id where the group may execute, and from who is not in the group.
+fn set_ids(caller: &Caller, node: &Node) -> u32 {
+    let held = node.mode & (libc::S_ISUID | libc::S_ISGID);
+    let keeps = held & libc::S_ISGID != 0 && node.mode & libc::S_IXGRP == 0 && caller.keeps_set_gid(node.gid);
+    if keeps { held & !libc::S_ISGID } else { held }
 }

@@ -35,7 +35,7 @@ impl Vault {
         if ino.is_graveyard() {
             return self.list_graves(ino.organization(), cookie, f);
         }
-        if !self.records.get::<super::row::Node>(ino)?.ok_or(Error::NotFound)?.kind.is_directory() {
+        if !self.node(ino)?.kind.is_directory() {
             return Err(Error::NotADirectory);
         }
         if cookie < TOMBSTONES_COOKIE {

@@ -112,6 +112,7 @@ impl Vault {
             contents: Contents::default(),
             handles: Default::default(),
             tunnels: Default::default(),
+            removed: Default::default(),
             signals: Signals::starting_after(own.batch),
             chores: Default::default(),
             freed: Default::default(),

@@ -127,6 +127,7 @@ impl Vault {
                 }
                 let change = match what {
                     Merged::Hole { end } => Ok(Placed::Hole { end }),
+                    Merged::Stored(piece) => Ok(Placed::Piece(Piece { born: epoch, ..piece })),
                     Merged::Data(bytes) => {
                         let key = key.as_ref().expect("a writer brought the key");
                         self.seal_extent(content.ino, key, bytes, epoch, inline_max, stored).map(Placed::Piece)
@@ -148,8 +149,9 @@ impl Vault {
     /// Moves what was placed from the content's changes into its map, and the map's changes into the batch.
     fn map_placed(&self, content: &Arc<Content>, batch: u64, stored: &mut Stored) -> Result<()> {
         let mut state = content.state.write();
+        let state = &mut *state;
         let mut changes = MapChanges::default();
-        self.complete_map(content.ino, &mut state)?;
+        self.complete_map(content.ino, state)?;
         let last_epoch = state.dirty.iter().filter(|d| d.batch == batch).map(|d| d.epoch).max();
         let key = state.key.clone();
         let map = state.map.as_mut().expect("completed above");
@@ -164,8 +166,11 @@ impl Vault {
                 }
             }
         }
+        for pin in state.dirty.iter().filter(|d| d.batch == batch).flat_map(|d| &d.pins) {
+            map.unpin(pin, &mut changes);
+        }
         if let (Some(epoch), Some(key)) = (last_epoch, &key) {
-            match self.gather_pieces(content.ino, &mut state, touched, epoch, key, &mut changes, stored) {
+            match self.gather_pieces(content.ino, state, touched, epoch, key, &mut changes, stored) {
                 // What was rewritten so far is in the map, and the rest stays as it is.
                 Err(Error::Store(store::StoreError::Full(_)) | Error::Corrupt(_)) => {}
                 gathered => gathered?,
@@ -437,6 +442,7 @@ fn boxed(row: impl Record) -> Option<Arc<dyn Row>> {
 enum Merged {
     Data(Vec<u8>),
     Hole { end: u64 },
+    Stored(Piece),
 }
 
 fn merged<'a>(runs: impl Iterator<Item = (u64, &'a Run)>) -> Vec<(u64, Merged)> {
@@ -450,6 +456,7 @@ fn merged<'a>(runs: impl Iterator<Item = (u64, &'a Run)>) -> Vec<(u64, Merged)> 
             }
             (Run::Data(bytes), _) => joined.push((at, Merged::Data(bytes.clone()))),
             (Run::Hole { end }, _) => joined.push((at, Merged::Hole { end: *end })),
+            (Run::Stored(piece), _) => joined.push((at, Merged::Stored(piece.clone()))),
         }
     }
     joined

@@ -73,7 +73,7 @@ impl Vault {
         if !ino.is_top() {
             self.enter(ino, caller.patience)?;
         }
-        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        let node = self.node(ino)?;
         let mut attr = Attr::of(ino, &node);
         if ino == Ino::ROOT {
             (attr.uid, attr.gid) = self.owner;
@@ -86,7 +86,7 @@ impl Vault {
 
     pub fn read_link(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         self.enter(ino, caller.patience)?;
-        match &self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?.kind {
+        match &self.node(ino)?.kind {
             Kind::Symlink { target } => Ok(target.clone()),
             _ => Err(Error::Invalid("not a symbolic link")),
         }
@@ -103,7 +103,7 @@ impl Vault {
         if !directory.is_top() {
             self.enter(directory, caller.patience)?;
         }
-        match self.records.get::<Node>(directory)?.ok_or(Error::NotFound)?.kind {
+        match self.node(directory)?.kind {
             Kind::Directory { parent, .. } => Ok(parent),
             _ => Err(Error::NotADirectory),
         }
@@ -280,6 +280,9 @@ impl Vault {
             tx.put(ino, Node { links: 0, ..node.clone() });
             tx.put((ino, Task::Orphan), Pending { epoch: 0 });
             return Ok(());
+        }
+        if node.object().is_none() {
+            self.remember_removed(tx, ino, node)?;
         }
         tx.delete::<Node>(ino);
         if node.attributes {

@@ -16,8 +16,8 @@ pub struct Caller {
     pub gid: u32,
     pub pid: u32,
     pub umask: u32,
-    /// Supplementary groups, where an operation asks for them.
-    pub groups: Vec<u32>,
+    /// Asks for the supplementary groups of a caller by its pid: few operations have to know them.
+    pub groups: fn(u32) -> Vec<u32>,
     pub patience: Patience,
     /// The API key that asks, if it is one.
     pub key: Option<Arc<KeyIdentity>>,
@@ -31,7 +31,7 @@ impl Caller {
             gid: 0,
             pid: std::process::id(),
             umask: 0o022,
-            groups: Vec::new(),
+            groups: |_| Vec::new(),
             patience: Patience::Wait,
             key: None,
         }
@@ -44,7 +44,7 @@ impl Caller {
             gid: node.gid,
             pid: 0,
             umask: 0,
-            groups: Vec::new(),
+            groups: |_| Vec::new(),
             patience: Patience::Wait,
             key: None,
         }
@@ -52,7 +52,7 @@ impl Caller {
 
     /// Whether a file of this group keeps its set-group-ID bit when this caller changes what it allows.
     pub(super) fn keeps_set_gid(&self, gid: u32) -> bool {
-        self.uid == 0 || self.gid == gid || self.groups.contains(&gid)
+        self.uid == 0 || self.gid == gid || (self.groups)(self.pid).contains(&gid)
     }
 
     /// Who owns what this caller makes in a folder. An API key is no user of the machine: the folder's owner does.

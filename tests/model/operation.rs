@@ -59,6 +59,14 @@ pub enum Op {
         at: usize,
         len: usize,
     },
+    /// `copy_file_range`, also inside one file.
+    Copy {
+        from: usize,
+        at: usize,
+        to: usize,
+        to_at: usize,
+        len: usize,
+    },
     Resize {
         slot: usize,
         size: usize,
@@ -212,6 +220,20 @@ pub fn operation() -> impl Strategy<Value = Op> {
         (slot(), at(), len()).prop_map(|(slot, at, len)| Op::Punch { slot, at, len }),
         (slot(), at(), len()).prop_map(|(slot, at, len)| Op::Zero { slot, at, len }),
         (slot(), at(), len()).prop_map(|(slot, at, len)| Op::Allocate { slot, at, len }),
+        (slot(), at(), at(), len()).prop_map(|(slot, at, to_at, len)| Op::Copy {
+            from: slot,
+            at,
+            to: slot,
+            to_at,
+            len
+        }),
+        (slot(), at(), slot(), at(), len()).prop_map(|(from, at, to, to_at, len)| Op::Copy {
+            from,
+            at,
+            to,
+            to_at,
+            len
+        }),
         (slot(), at()).prop_map(|(slot, size)| Op::Resize { slot, size }),
         (path(), at()).prop_map(|(path, size)| Op::Truncate { path, size }),
         slot().prop_map(|slot| Op::Flush { slot }),

@@ -160,6 +160,25 @@ impl Reference {
                 data[*at..at + len].fill(0);
             }),
             Op::Allocate { slot, at, len } => self.change(*slot, |data| data.resize(data.len().max(at + len), 0)),
+            Op::Copy { from, at, to, to_at, len } => {
+                let source = self.slot(*from)?.node;
+                let target = self.slot(*to)?.clone();
+                if target.append {
+                    return Err(libc::EBADF);
+                }
+                let data = self.nodes[&source].data.clone();
+                let part = data.get((*at).min(data.len())..(at + len).min(data.len())).unwrap_or_default();
+                if part.is_empty() {
+                    return Ok(());
+                }
+                if source == target.node && *at < to_at + part.len() && *to_at < at + part.len() {
+                    return Err(libc::EINVAL);
+                }
+                self.change(*to, |data| {
+                    data.resize(data.len().max(to_at + part.len()), 0);
+                    data[*to_at..to_at + part.len()].copy_from_slice(part);
+                })
+            }
             Op::Resize { slot, size } => {
                 self.slot(*slot)?;
                 self.resize(*slot, *size);

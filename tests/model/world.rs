@@ -167,6 +167,10 @@ impl World {
             Op::Allocate { slot, at, len } => {
                 vault.allocate(&caller, self.slot(*slot)?, Allocate::Extend, *at as u64, *len as u64)?;
             }
+            Op::Copy { from, at, to, to_at, len } => {
+                let (from, to) = (self.slot(*from)?, self.slot(*to)?);
+                vault.copy_range(&caller, (from, *at as u64), (to, *to_at as u64), *len as u64)?;
+            }
             Op::Resize { slot, size } => {
                 let (handle, node) = self.slots[*slot].ok_or(Failure::Errno(libc::EBADF))?;
                 let set = SetAttr { size: Some(*size as u64), handle: Some(handle), ..SetAttr::default() };

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -159,4 +159,35 @@ impl Drop for Mapping {
         // SAFETY: exactly our mapping, which nothing refers to any more.
         unsafe { libc::munmap(self.0.cast(), self.1) };
     }
+}
+
+/// A file handle, as NFS servers keep it: `struct file_handle` with room for the longest.
+#[repr(C, align(8))]
+#[derive(Clone)]
+pub struct FileHandle([u8; 8 + 128]);
+
+impl FileHandle {
+    /// Of a path, or of a link itself.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<FileHandle> {
+        let (path, mut handle, mut mount) = (c(path), FileHandle([0; 136]), 0);
+        handle.0[..4].copy_from_slice(&128u32.to_ne_bytes());
+        let at = handle.0.as_mut_ptr().cast();
+        // SAFETY: the path ends in NUL, and the handle says how much room it has.
+        done(unsafe { libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), at, &mut mount, 0) })?;
+        Ok(handle)
+    }
+
+    /// Opens what the handle is of, found by `mount`, any open file of its file system.
+    pub fn open(&self, mount: &File, flags: i32) -> io::Result<File> {
+        let mut handle = self.clone();
+        // SAFETY: a whole handle, as `name_to_handle_at` filled it.
+        let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), handle.0.as_mut_ptr().cast(), flags) };
+        // SAFETY: a new descriptor, which nobody else has.
+        done(fd).map(|_| unsafe { File::from_raw_fd(fd) })
+    }
+}
+
+/// Makes the kernel forget every inode that nobody uses.
+pub fn drop_caches() {
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }

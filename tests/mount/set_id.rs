@@ -1,0 +1,59 @@
+//! When set-user-ID and set-group-ID bits and file capabilities go: as on ext4 under Linux 6.18.
+
+use crate::vault::{Vault, try_run};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+/// The mode of a file of an owner and a group after what a user with a supplementary group did to it.
+fn after(path: &Path, mode: u32, owner: u32, uid: u32, group: &str, script: &str) -> u32 {
+    fs::write(path, "0123456789").unwrap();
+    chown(path, Some(owner), Some(3000)).unwrap();
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    let id = uid.to_string();
+    let groups = format!("--groups={group}");
+    try_run("setpriv", &[&"--reuid", &id, &"--regid", &id, &groups, &"sh", &"-c", &script, &path]).good();
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+#[test]
+fn a_change_by_others_than_root_takes_set_id_bits() {
+    let vault = Vault::up();
+    vault.open_to_others();
+    let f = vault.org("a").join("f");
+    let changes =
+        ["echo x >> \"$0\"", ": > \"$0\"", "truncate -s 3 \"$0\"", "fallocate -l 100 \"$0\"", "chgrp 4000 \"$0\""];
+    for change in changes {
+        // Set-group-ID without execution for the group stays with who is in the group.
+        for (mode, left) in [(0o6777, 0o777), (0o4766, 0o766), (0o2777, 0o777)] {
+            assert_eq!(after(&f, mode, 1000, 1000, "4000", change), left, "{change} at {mode:o}");
+        }
+    }
+    for change in &changes[..4] {
+        assert_eq!(after(&f, 0o6767, 1000, 1000, "3000", change), 0o2767, "{change}: in the group");
+        assert_eq!(after(&f, 0o6767, 1000, 1001, "4000", change), 0o767, "{change}: not in the group");
+    }
+    let reads = "cat \"$0\" > /dev/null; touch -a \"$0\"";
+    assert_eq!(after(&f, 0o6777, 1000, 1000, "4000", reads), 0o6777);
+}
+
+#[test]
+fn a_write_by_root_keeps_set_id_bits_and_a_chown_takes_them() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    let mode = || fs::metadata(&f).unwrap().mode() & 0o7777;
+    for owner in [Some(1001), Some(1000), None] {
+        fs::write(&f, "x").unwrap();
+        chown(&f, Some(1000), Some(1000)).unwrap();
+        fs::set_permissions(&f, PermissionsExt::from_mode(0o6777)).unwrap();
+        fs::write(&f, "yz").unwrap();
+        assert_eq!(mode(), 0o6777);
+        chown(&f, owner, owner).unwrap();
+        assert_eq!(mode(), 0o777, "{owner:?}");
+    }
+    let d = vault.at("a/d");
+    fs::create_dir(&d).unwrap();
+    fs::set_permissions(&d, PermissionsExt::from_mode(0o6777)).unwrap();
+    chown(&d, Some(1000), Some(1000)).unwrap();
+    assert_eq!(fs::metadata(&d).unwrap().mode() & 0o7777, 0o6777, "folders keep them");
+}
