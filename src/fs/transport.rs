@@ -320,7 +320,9 @@ impl Filesystem for Transport {
         // before the answer: as requests, for which nobody must wait on a FUSE loop or a thread that they may need.
         let notifier = self.notifier.clone();
         self.dispatch.sync(caller(req, 0), reply, move |vault, caller| {
-            notifier.get().map(|notifier| invalidation::write_back(notifier, ino));
+            if let Some(notifier) = notifier.get() {
+                invalidation::write_back(notifier, ino);
+            }
             seek(vault, caller)
         });
     }
