@@ -75,6 +75,21 @@ struct Slot {
     node: NodeId,
     append: bool,
     wrote: bool,
+    /// Emptied, and neither written nor flushed since.
+    emptied: bool,
+    /// Flushed emptied: the version comes with the next flush, or the release.
+    left: bool,
+}
+
+impl Slot {
+    fn of(node: NodeId, append: bool) -> Self {
+        Slot { node, append, wrote: false, emptied: false, left: false }
+    }
+
+    fn resized(&mut self, size: usize) {
+        self.emptied = size == 0 && !self.wrote;
+        self.wrote = true;
+    }
 }
 
 #[derive(Clone)]
@@ -131,13 +146,13 @@ impl Reference {
                 self.free(*slot)?;
                 let node = self.make_file(path)?;
                 self.node(node).created = true;
-                self.slots[*slot] = Some(Slot { node, append: false, wrote: false });
+                self.slots[*slot] = Some(Slot::of(node, false));
                 Ok(())
             }
             Op::Open { slot, path, truncate, append } => {
                 self.free(*slot)?;
                 let node = self.file_at(path)?;
-                self.slots[*slot] = Some(Slot { node, append: *append, wrote: false });
+                self.slots[*slot] = Some(Slot::of(node, *append));
                 if *truncate {
                     self.resize(*slot, 0);
                 }
@@ -192,7 +207,13 @@ impl Reference {
                 }
                 Rc::make_mut(&mut file.data).resize(*size, 0);
                 file.changed = true;
-                self.commit(node, false)
+                // Whoever has it open makes it a version of his.
+                let mut writers = 0;
+                for slot in self.slots.iter_mut().flatten().filter(|slot| slot.node == node) {
+                    slot.resized(*size);
+                    writers += 1;
+                }
+                if writers > 0 { Ok(()) } else { self.commit(node, false) }
             }
             Op::Flush { slot } => self.flush(*slot),
             Op::Close { slot } => {
@@ -594,7 +615,7 @@ impl Reference {
 
     fn change(&mut self, slot: usize, change: impl FnOnce(&mut Vec<u8>)) -> Outcome {
         let open = self.slot(slot)?;
-        open.wrote = true;
+        (open.wrote, open.emptied) = (true, false);
         let id = open.node;
         let node = self.node(id);
         change(Rc::make_mut(&mut node.data));
@@ -606,12 +627,20 @@ impl Reference {
     fn resize(&mut self, slot: usize, size: usize) {
         let id = self.slots[slot].as_ref().expect("the caller has looked").node;
         if self.nodes[&id].data.len() != size {
+            let wrote = self.slots[slot].as_ref().is_some_and(|slot| slot.wrote);
             self.change(slot, |data| data.resize(size, 0)).expect("it is open");
+            self.slots[slot].as_mut().expect("it is open").emptied = size == 0 && !wrote;
         }
     }
 
     fn flush(&mut self, slot: usize) -> Outcome {
-        let Slot { node, wrote, .. } = *self.slot(slot)?;
+        let Slot { node, wrote, emptied, .. } = *self.slot(slot)?;
+        let file = &self.nodes[&node];
+        if wrote && emptied && file.guard.is_none() {
+            let open = self.slot(slot)?;
+            (open.emptied, open.left) = (false, true);
+            return Ok(());
+        }
         let file = &self.nodes[&node];
         let orphan = file.links == 0 && !file.buried && file.guard.is_none();
         if wrote && !orphan {
@@ -622,7 +651,12 @@ impl Reference {
     }
 
     fn release(&mut self, slot: usize) {
-        let id = self.slots[slot].take().expect("the caller has looked").node;
+        let Slot { node: id, wrote, left, .. } = self.slots[slot].take().expect("the caller has looked");
+        let file = &self.nodes[&id];
+        if wrote && left && (file.links > 0 || file.buried || file.guard.is_some()) {
+            // A lost version check is met again below.
+            let _ = self.commit(id, false);
+        }
         if self.is_open(id) {
             return;
         }

@@ -8,9 +8,13 @@ use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes that the state directory takes on the disk, without the audit log, and SQLite's log, which is used over and over.
+/// Bytes that the state directory takes on the disk, without the audit log, the reserve for a full disk, and SQLite's log,
+/// which is used over and over.
 fn taken(vault: &Vault) -> u64 {
-    let said = run("du", &[&"-s", &"--block-size=1", &"--exclude=audit", &"--exclude=*-wal", &vault.state()]);
+    let said = run(
+        "du",
+        &[&"-s", &"--block-size=1", &"--exclude=audit", &"--exclude=reserve", &"--exclude=*-wal", &vault.state()],
+    );
     said.split_whitespace().next().unwrap().parse().unwrap()
 }
 
