@@ -72,6 +72,7 @@ struct Daemon {
 fn start(plan: Plan, detach: bool) -> Result<Daemon, Problem> {
     process::keep_secrets();
     process::raise_file_limit();
+    log::panics();
     let owner = plan.vault.owner_uid;
     // The PIN is read here: the terminal and the caller's descriptors are still at hand.
     Vault::check(&plan.state).map_err(Problem::from)?;
@@ -82,6 +83,7 @@ fn start(plan: Plan, detach: bool) -> Result<Daemon, Problem> {
     let record = audit.clone();
     let options = Options { audit: AuditHook::new(move |event| record.record(event)), ..plan.vault };
     let vault = Vault::open(&plan.state, options).map_err(Problem::from)?;
+    vault.on_report(Box::new(|line| log::warning(&line)));
     let rest = || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

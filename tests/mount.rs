@@ -22,6 +22,8 @@ mod full;
 mod lasting;
 #[path = "mount/links.rs"]
 mod links;
+#[path = "mount/logging.rs"]
+mod logging;
 #[path = "mount/opening.rs"]
 mod opening;
 #[path = "mount/organizations.rs"]

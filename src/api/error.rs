@@ -93,7 +93,7 @@ impl From<vault::Error> for Problem {
             }
             libc::ENOENT => Code::NotFound,
             libc::EEXIST => Code::Exists,
-            libc::ENOTEMPTY => Code::NotEmpty,
+            libc::ENOTEMPTY | libc::EBUSY => Code::NotEmpty,
             libc::ESTALE => Code::VersionLost,
             libc::ENOKEY => Code::Token,
             libc::EIO => Code::Integrity,

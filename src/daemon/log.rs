@@ -25,6 +25,11 @@ pub fn error(message: &str) {
     line(libc::LOG_ERR, message);
 }
 
+/// A thread that panics says so here: detached, nobody reads standard error.
+pub fn panics() {
+    std::panic::set_hook(Box::new(|panic| error(&format!("internal error, please report it: {panic}"))));
+}
+
 fn line(priority: c_int, message: &str) {
     if !SYSLOG.load(Ordering::Relaxed) {
         // A closed standard error is no reason to stop.

@@ -45,6 +45,8 @@ pub enum Error {
     NoSuchOffset,
     #[error("not open for this")]
     BadHandle,
+    #[error("{0}")]
+    Busy(&'static str),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("the object is at version {current}, not at {expected}")]
@@ -122,6 +124,7 @@ impl Error {
             Error::TooBig => libc::EFBIG,
             Error::NoSuchOffset => libc::ENXIO,
             Error::BadHandle => libc::EBADF,
+            Error::Busy(_) => libc::EBUSY,
             Error::Unsupported(_) => libc::EOPNOTSUPP,
             Error::VersionLost { .. } => libc::ESTALE,
             Error::Key(KeyError::Authentication) | Error::Corrupt(_) => libc::EIO,

@@ -5,7 +5,7 @@ mod copying;
 use super::changes::Run;
 use super::content::{Content, State};
 use super::error::{Error, Result};
-use super::ids::Ino;
+use super::ids::{Ino, OrgNo};
 use super::records::Tx;
 use super::row::{ContentRecord, Context, Node, Object, Pending, Task};
 use super::time::Time;
@@ -82,6 +82,10 @@ struct Opens {
 impl Table {
     pub fn is_open(&self, ino: Ino) -> bool {
         self.open.contains_key(&ino)
+    }
+
+    pub fn has_open_files_of(&self, org: OrgNo) -> bool {
+        self.open.keys().any(|ino| ino.organization() == org)
     }
 
     pub fn add(&mut self, file: OpenFile) -> Handle {

@@ -332,6 +332,10 @@ impl Vault {
         if caller.patience == Patience::Never {
             return Err(Error::WouldWait);
         }
+        if self.handles.lock().has_open_files_of(organization.no) {
+            return Err(Error::Busy("deleted files of this organization are still open"));
+        }
+        self.finish_chores_of(organization.no)?;
         match self.keyring.destroy_kek(organization.kek()) {
             // Gone already: a purge before this one was cut short.
             Ok(()) | Err(crate::keys::KeyError::NoSuchKey(_)) => {}
@@ -358,6 +362,19 @@ impl Vault {
         self.audit(event("key.destroyed", Some(organization.kek().to_string())));
         self.audit(event("organization.purged", None));
         Ok(())
+    }
+
+    /// Waits until the writer thread has nothing more to do for an organization without files.
+    fn finish_chores_of(&self, no: OrgNo) -> Result<()> {
+        loop {
+            let mut tx = self.begin()?;
+            tx.touch_organization(no);
+            let batch = self.finish(tx);
+            self.signals.wait_for(batch, Durability::Ordered)?;
+            if self.chores.lock().iter().all(|(ino, ..)| ino.organization() != no) {
+                return Ok(());
+            }
+        }
     }
 
     /// Removes the unreadable rows and segments of a purged organization.

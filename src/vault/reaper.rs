@@ -1,6 +1,6 @@
 //! The reaper: a background thread that ends tombstones whose time is over, or whose space is needed.
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::ids::OrgNo;
 use super::{Caller, Vault};
 use std::sync::{Arc, Weak};
@@ -47,7 +47,11 @@ fn round(vault: &Arc<Vault>) -> Result<()> {
         let organization = vault.organizations.find(grave.ino.organization());
         let empty = organization.is_some_and(|o| o.record.lock().tombstones == 0);
         if empty && grave.deleted.age() >= vault.settings.tombstone_retention {
-            vault.purge_organization(&nobody, number)?;
+            match vault.purge_organization(&nobody, number) {
+                // Its time comes when the last file is closed.
+                Ok(()) | Err(Error::Busy(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())

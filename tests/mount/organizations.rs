@@ -4,8 +4,10 @@ use crate::kernel::{errno, mknod, rename, vault_says};
 use crate::vault::{Vault, run};
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
 
 #[test]
 fn mkdir_makes_an_organization_with_a_key_of_its_own() {
@@ -155,6 +157,50 @@ fn purging_the_last_tombstone_of_a_deleted_organization_destroys_its_key() {
     vault.command(&["fsck"]).good();
     vault.remount();
     assert!(vault.tombstones("").is_empty());
+}
+
+/// The writer had still to give the value's space back when the organization went, and stopped writing for good.
+#[test]
+fn an_organization_is_purged_at_once_after_its_last_tombstone() {
+    let vault = Vault::up();
+    for round in 0..20 {
+        let a = vault.org("a");
+        for n in 0..3 {
+            fs::write(a.join(n.to_string()), [b'v'; 20_000]).unwrap();
+            fs::remove_file(a.join(n.to_string())).unwrap();
+        }
+        fs::remove_dir(&a).unwrap();
+        let grave = vault.tombstone("");
+        for inside in fs::read_dir(&grave).unwrap() {
+            fs::remove_file(inside.unwrap().path()).unwrap();
+        }
+        fs::remove_dir(&grave).unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
+    vault.org("b");
+    vault.command(&["fsck"]).good();
+}
+
+#[test]
+fn an_organization_is_not_purged_while_its_deleted_files_are_open() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    let mut file = fs::File::create(a.join("f")).unwrap();
+    fs::remove_file(a.join("f")).unwrap();
+    fs::remove_dir(&a).unwrap();
+    let grave = vault.tombstone("");
+    for inside in fs::read_dir(&grave).unwrap() {
+        fs::remove_file(inside.unwrap().path()).unwrap();
+    }
+    assert_eq!(errno(fs::remove_dir(&grave)), libc::EBUSY);
+    file.write_all(b"value").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    // The last close reaches the daemon after close(2) has returned.
+    let until = Instant::now() + Duration::from_secs(10);
+    while fs::remove_dir(&grave).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(errno(fs::metadata(&grave)), libc::ENOENT);
 }
 
 #[test]
