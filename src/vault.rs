@@ -39,6 +39,7 @@ mod time;
 mod token;
 mod tree;
 mod types;
+mod versions;
 mod writer;
 
 pub use crate::keys::Patience;
@@ -72,6 +73,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use storing::FreedRuns;
+use versions::Readers;
 use writer::Signals;
 
 type Hook<T> = RwLock<Option<Box<dyn Fn(T) + Send + Sync>>>;
@@ -98,6 +100,7 @@ pub struct Vault {
     handles: Handles,
     tunnels: Tunnels,
     removed: Removed,
+    readers: Readers,
     signals: Signals,
     /// Work on extents that stored batches asked for, and the batch that is being stored.
     chores: Mutex<VecDeque<(Ino, Task, u64)>>,

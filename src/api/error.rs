@@ -92,6 +92,7 @@ impl From<vault::Error> for Problem {
                 Code::Failure
             }
             libc::ENOENT => Code::NotFound,
+            libc::ESTALE if matches!(error, Error::Stale(_)) => Code::NotFound,
             libc::EEXIST => Code::Exists,
             libc::ENOTEMPTY | libc::EBUSY => Code::NotEmpty,
             libc::ESTALE => Code::VersionLost,

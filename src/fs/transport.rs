@@ -8,7 +8,7 @@ use crate::fs::lifetime::changes_untold;
 use crate::fs::mount::EndOnDrop;
 use crate::fs::replies::{Attribute, Reply};
 use crate::fs::{invalidation, listing, names, negotiation, translate};
-use crate::vault::{Caller, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
+use crate::vault::{Caller, Error, Handle, Ino, Make, Patience, Result, SetAttr, Vault};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
     LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -53,7 +53,7 @@ impl Filesystem for Transport {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.ask(req, reply, move |vault, caller| vault.attr(caller, Ino(ino.0)));
+        self.ask(req, reply, move |vault, caller| vault.attr(caller, Ino(ino.0)).map_err(replaced));
     }
 
     fn setattr(
@@ -351,6 +351,14 @@ impl Transport {
     /// For an operation that borrows nothing from its request.
     fn ask<R: Reply<T>, T>(&self, req: &Request, reply: R, op: impl Fn(&Vault, &Caller) -> Result<T> + Send + 'static) {
         self.dispatch.answer(caller(req, 0), &[], reply, move |vault, caller, _| op(vault, caller));
+    }
+}
+
+/// What the kernel knows by its number was replaced behind its back, by a put: it looks the name up again.
+fn replaced(error: Error) -> Error {
+    match error {
+        Error::NotFound => Error::Stale("the file is gone"),
+        other => other,
     }
 }
 

@@ -9,7 +9,8 @@ use super::{ObjectInfo, OrganizationInfo, Restored, TombstoneInfo, VersionInfo};
 use crate::keys::Patience;
 use std::sync::Arc;
 
-const PART: usize = 1 << 20;
+/// An object with the folder and the name that it stands under.
+pub type Placed = (Arc<Object>, (Ino, Vec<u8>));
 
 impl Vault {
     pub fn organizations(&self) -> Result<Vec<OrganizationInfo>> {
@@ -75,9 +76,7 @@ impl Vault {
             return Ok(id);
         }
         let (folder, name) = self.walk(&Caller::daemon(), reference, false)?;
-        let entry = self.find_entry(folder, &name)?.ok_or(Error::NotFound)?;
-        let node = self.records.get::<Node>(entry.ino)?.ok_or(Error::NotFound)?;
-        match node.kind {
+        match self.node_named(folder, &name)?.kind {
             Kind::File { object, .. } => Ok(object),
             Kind::Directory { .. } => Err(Error::IsADirectory),
             _ => Err(Error::Invalid("not an object: only regular files are")),
@@ -118,8 +117,39 @@ impl Vault {
         Ok((self.organizations.find(org).ok_or(Error::NotFound)?, object))
     }
 
-    /// An object that is not deleted, with its inode's record.
+    /// What a name leads to. A save may replace the inode between the two looks: then the name leads to another.
+    pub(super) fn node_named(&self, folder: Ino, name: &[u8]) -> Result<Arc<Node>> {
+        let look = || {
+            let entry = self.find_entry(folder, name)?.ok_or(Error::NotFound)?;
+            self.records.get::<Node>(entry.ino)
+        };
+        match look()? {
+            Some(node) => Ok(node),
+            None => self.at_rest(look)?.ok_or(Error::NotFound),
+        }
+    }
+
+    /// Looks while nothing changes: several records, each of which says where the next one is.
+    pub(super) fn at_rest<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _others_wait = self.records.begin();
+        look()
+    }
+
+    /// What is looked up of an object by its id, in several records. A save may replace its inode, and a rename its
+    /// place, in the middle of that; then it is done again while nothing changes, so that an object that is there is found.
+    pub(super) fn of_object<T>(&self, id: ObjectId, look: impl Fn() -> Result<T>) -> Result<T> {
+        match look() {
+            Err(Error::NotFound) if self.object(id).is_ok() => self.at_rest(look),
+            found => found,
+        }
+    }
+
     pub(super) fn living_object(&self, id: ObjectId) -> Result<(Arc<Organization>, Arc<Object>, Arc<Node>)> {
+        self.of_object(id, || self.living_object_now(id))
+    }
+
+    /// An object that is not deleted, with its inode's record.
+    fn living_object_now(&self, id: ObjectId) -> Result<(Arc<Organization>, Arc<Object>, Arc<Node>)> {
         let (organization, object) = self.object(id)?;
         let node = self.records.get::<Node>(object.ino)?.ok_or(Error::NotFound)?;
         if node.grave.is_some() || organization.record.lock().deleted {
@@ -128,26 +158,42 @@ impl Vault {
         Ok((organization, object, node))
     }
 
-    pub fn describe(&self, id: ObjectId) -> Result<ObjectInfo> {
-        let (organization, object, _) = self.living_object(id)?;
-        self.object_info(&organization, id, &object)
+    /// An object that is not deleted, with its place.
+    pub(super) fn place_of(&self, id: ObjectId) -> Result<Placed> {
+        self.of_object(id, || self.place_now(id))
     }
 
-    pub(super) fn object_info(&self, organization: &Organization, id: ObjectId, object: &Object) -> Result<ObjectInfo> {
-        let node = self.records.get::<Node>(object.ino)?.ok_or(Error::NotFound)?;
-        if node.grave.is_some() {
-            return Err(Error::NotFound);
-        }
-        let (folder, name) = self.home(object.ino, &node)?;
-        let path = self.path_in(folder, &name)?;
-        let content = self.records.get::<ContentRecord>(object.ino)?;
+    /// As [`Self::place_of`], for who keeps others from changing anything meanwhile.
+    pub(super) fn place_now(&self, id: ObjectId) -> Result<Placed> {
+        let (_, object, node) = self.living_object_now(id)?;
+        let place = self.home(object.ino, &node)?;
+        Ok((object, place))
+    }
+
+    pub fn describe(&self, id: ObjectId) -> Result<ObjectInfo> {
+        self.of_object(id, || {
+            let (organization, object, node) = self.living_object_now(id)?;
+            let (folder, name) = self.home(object.ino, &node)?;
+            let path = self.path_in(folder, &name)?;
+            let content = self.records.get::<ContentRecord>(object.ino)?;
+            Ok(Self::object_info(&organization, id, &object, (&node, &path), content.as_deref()))
+        })
+    }
+
+    pub(super) fn object_info(
+        organization: &Organization,
+        id: ObjectId,
+        object: &Object,
+        (node, path): (&Node, &[u8]),
+        content: Option<&ContentRecord>,
+    ) -> ObjectInfo {
         let kek = content.and_then(|c| c.wrapped.layers.first().map(|l| l.kek)).unwrap_or_else(|| organization.kek());
         let current = object.current();
-        Ok(ObjectInfo {
+        ObjectInfo {
             id: id.to_string(),
             organization: organization.name(),
             organization_id: organization.id.to_string(),
-            path: String::from_utf8_lossy(&path).into_owned(),
+            path: String::from_utf8_lossy(path).into_owned(),
             size: node.size,
             version: current.map_or(0, |v| v.ordinal),
             version_id: current.map(|v| v.id.to_string()),
@@ -158,7 +204,7 @@ impl Vault {
             created_at: object.created.rfc3339(),
             updated_at: current.map_or(object.created, |v| v.at).rfc3339(),
             updated_by: current.map_or(&object.created_by, |v| &v.by).info(),
-        })
+        }
     }
 
     /// A name that leads to a file: the one it got last, or else any.
@@ -209,51 +255,26 @@ impl Vault {
         version: Option<u64>,
         out: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<()> {
-        let (_, object, _) = self.living_object(id)?;
-        let version = match version {
-            None => object.current(),
-            Some(ordinal) => Some(
-                object
-                    .versions
-                    .iter()
-                    .find(|v| v.ordinal == ordinal)
-                    .ok_or(Error::Absent("no such version is kept"))?,
-            ),
-        };
-        let Some(version) = version else { return Ok(()) };
-        self.read_value(version, &mut |_, part| out(part).map_err(|_| Error::Invalid("the reader went away")))
-    }
-
-    /// Gives a committed value in parts, each with its offset.
-    pub(super) fn read_value(&self, version: &Version, out: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        let mut offset = 0;
-        while offset < version.size {
-            let part = self.read_part(version, offset, (version.size - offset).min(PART as u64) as usize)?;
-            out(offset, &part)?;
-            offset += part.len() as u64;
+        let (organization, object, _) = self.living_object(id)?;
+        if version.is_none() && object.versions.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// `len` bytes at `offset` of a committed value, which has as many.
-    pub(super) fn read_part(&self, version: &Version, offset: u64, len: usize) -> Result<Vec<u8>> {
-        self.settle()?;
-        let content = self.contents.get(version.content);
-        // The writer thread frees nothing while this part is looked up and read.
-        let _state = content.state.read();
-        let pieces = self.pieces_of(version)?;
-        let mut part = vec![0; len];
-        self.read_version(&content, version, &pieces, offset, &mut part)?;
-        Ok(part)
+        let reading = self.begin_reading(organization.no, id, |object| match version {
+            None => object.current(),
+            Some(ordinal) => object.version(ordinal),
+        })?;
+        self.read_value(&reading, &mut |_, part| out(part).map_err(|_| Error::Invalid("the reader went away")))
     }
 
     pub fn delete_object(&self, caller: &Caller, id: ObjectId, if_version: Option<&str>) -> Result<()> {
-        let (_, object, node) = self.living_object(id)?;
+        self.living_object(id)?;
+        let tx = self.begin()?;
+        // Where it is now, and at which version: nobody can change either before it is gone.
+        let (object, (folder, name)) = self.place_now(id)?;
         if let Some(wanted) = if_version {
             self.check_version(Some(&object), wanted)?;
         }
-        let (folder, name) = self.home(object.ino, &node)?;
-        self.unlink(caller, folder, &name)?;
+        self.unlink_in(tx, caller, folder, &name)?;
         self.name_changed(folder, &name);
         self.sync()
     }

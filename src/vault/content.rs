@@ -160,6 +160,19 @@ impl Vault {
     /// The content's key, from the cache or the token; its commitment is checked.
     pub(super) fn content_key(&self, content: &Content, patience: Patience) -> Result<Arc<LockedKey>> {
         let record = self.records.get::<ContentRecord>(content.ino)?.ok_or_else(|| self.missing_key(content.ino))?;
+        self.key_of(content, &record, patience)
+    }
+
+    /// The key of a content that `is_needed` says is still named; else a missing one is no sign of anything.
+    pub(super) fn version_key(&self, content: &Content, is_needed: impl Fn() -> bool) -> Result<Arc<LockedKey>> {
+        match self.records.get::<ContentRecord>(content.ino)? {
+            Some(record) => self.key_of(content, &record, Patience::Wait),
+            None if is_needed() => Err(self.missing_key(content.ino)),
+            None => Err(Error::NotFound),
+        }
+    }
+
+    fn key_of(&self, content: &Content, record: &ContentRecord, patience: Patience) -> Result<Arc<LockedKey>> {
         let org = content.ino.organization();
         let key = self
             .keyring
@@ -219,21 +232,19 @@ impl Vault {
         Ok(())
     }
 
-    /// Fills `buffer` with the bytes at `offset` of a committed version.
+    /// Fills `buffer` with the bytes at `offset` of a committed version, which is made of `pieces`.
     pub(super) fn read_version(
         &self,
-        content: &Content,
-        version: &Version,
+        content: Ino,
+        key: &LockedKey,
         pieces: &[(u64, Arc<PieceOf>)],
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
-        debug_assert_eq!(content.ino, version.content);
         let range = offset..offset + buffer.len() as u64;
         let touched = |(at, p): &&(u64, Arc<PieceOf>)| *at < range.end && at + u64::from(p.piece().len) > range.start;
         for (at, piece) in pieces.iter().filter(touched) {
-            let key = self.content_key(content, Patience::Wait)?;
-            self.open_part(content.ino, &key, *at, piece.piece(), &range, buffer)?;
+            self.open_part(content, key, *at, piece.piece(), &range, buffer)?;
         }
         Ok(())
     }

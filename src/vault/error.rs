@@ -15,6 +15,9 @@ pub enum Error {
     Absent(&'static str),
     #[error("already exists")]
     Exists,
+    /// Something that was found by its name a moment ago, and is gone: the kernel looks the name up again.
+    #[error("{0}")]
+    Stale(&'static str),
     #[error("not a directory")]
     NotADirectory,
     #[error("is a directory")]
@@ -126,7 +129,7 @@ impl Error {
             Error::BadHandle => libc::EBADF,
             Error::Busy(_) => libc::EBUSY,
             Error::Unsupported(_) => libc::EOPNOTSUPP,
-            Error::VersionLost { .. } => libc::ESTALE,
+            Error::VersionLost { .. } | Error::Stale(_) => libc::ESTALE,
             Error::Key(KeyError::Authentication) | Error::Corrupt(_) => libc::EIO,
             Error::Key(_) => libc::ENOKEY,
             Error::NoSpace | Error::Store(StoreError::Full(_)) => libc::ENOSPC,

@@ -164,7 +164,8 @@ impl Vault {
     }
 
     fn openable(&self, ino: Ino, open: bool) -> Result<()> {
-        let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        // A save, or a put, may have replaced it since its name was looked up.
+        let node = self.records.get::<Node>(ino)?.ok_or(Error::Stale("the file is gone"))?;
         if node.object().is_none() {
             return Err(if node.kind.is_directory() {
                 Error::IsADirectory

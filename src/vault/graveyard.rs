@@ -174,9 +174,12 @@ impl Vault {
         let node = self.records.get::<Node>(buried)?.ok_or(Error::NotFound)?;
         let id = node.object().ok_or(Error::Invalid("a tombstone holds an object"))?;
         let object = self.records.get::<Object>((buried.organization(), id))?.ok_or(Error::NotFound)?;
-        let Some(value) = object.current().filter(|v| v.content != buried) else { return Ok(None) };
+        if object.current().is_none_or(|v| v.content == buried) {
+            return Ok(None);
+        }
+        let value = self.begin_reading(buried.organization(), id, Object::current)?;
         let (ino, handle) = self.make_nameless(caller, to.0, to.1, Some(object.context.clone()))?;
-        let copied = self.read_value(value, &mut |at, part| self.write(caller, handle, at, part));
+        let copied = self.read_value(&value, &mut |at, part| self.write(caller, handle, at, part));
         match copied {
             Ok(()) => Ok(Some((ino, handle))),
             Err(error) => {

@@ -109,11 +109,10 @@ impl Vault {
         if query.updated_after.is_some_and(|time| updated <= time) || !query.context.iter().all(pairs) {
             return Ok(None);
         }
-        let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
-        let info = match self.object_info(&organization, id, &object) {
+        let info = match self.describe(id) {
             Ok(info) => info,
             // Deleted, or deleted since.
-            Err(Error::NotFound) => return Ok(None),
+            Err(Error::NotFound | Error::Absent(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
         let named = query.name.as_ref().is_none_or(|part| info.path.contains(part.as_str()));

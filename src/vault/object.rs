@@ -114,16 +114,22 @@ impl Vault {
     }
 
     /// Drops versions beyond `keep_versions`, or those that the organization's `keep_versions_for` is over for; the
-    /// oldest first.
+    /// oldest first. One that is being read stays for as long.
     pub(super) fn prune_versions(&self, tx: &mut Tx, org: OrgNo, id: ObjectId, object: &mut Object) -> Result<()> {
         let keep_for = self.profiles.get(org).and_then(|profile| profile.keep_versions_for);
-        let surplus = |versions: &[Version]| match (keep_for, versions) {
-            (Some(time), [_, next, ..]) => versions.len() > VERSIONS_MAX || next.at.age() > time,
-            (Some(_), _) => false,
-            (None, _) => versions.len() > self.settings.keep_versions,
-        };
-        while surplus(&object.versions) {
-            let dropped = object.versions.remove(0);
+        let newer = object.versions.iter().skip(1).map(Some).chain([None]);
+        let left = (0..object.versions.len()).rev().zip(newer);
+        let surplus = left.zip(&object.versions).filter(|((newer, next), version)| {
+            let over = match (keep_for, next) {
+                (Some(time), Some(next)) => *newer >= VERSIONS_MAX || next.at.age() > time,
+                (Some(_), None) => false,
+                (None, _) => *newer >= self.settings.keep_versions,
+            };
+            over && !self.readers.has(version.id)
+        });
+        let surplus: Vec<Version> = surplus.map(|(_, version)| version.clone()).collect();
+        for dropped in surplus {
+            object.versions.retain(|version| version.id != dropped.id);
             match object.versions.iter().find(|v| v.content == dropped.content) {
                 Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
                 None => self.disown(tx, dropped.content, id)?,
@@ -178,21 +184,11 @@ impl Vault {
 
     /// Finishes a rename onto an existing name: `old` lost it to `new`.
     pub(super) fn replace(&self, mut tx: Tx, caller: &Caller, old: Ino, new: Ino, at: (Ino, &[u8])) -> Result<()> {
-        let now = Time::now();
-        let mut old_node = (*tx.need::<Node>(old)?).clone();
+        let old_node = less_a_link(&*tx.need::<Node>(old)?);
         let new_node = tx.need::<Node>(new)?;
-        (old_node.links, old_node.ctime) = (old_node.links.saturating_sub(1), now);
-        if let (Some(id), Some(_)) = (old_node.object(), new_node.object())
-            && old_node.links == 0
-        {
+        if old_node.links == 0 && old_node.object().is_some() && new_node.object().is_some() {
             let open = self.handles.lock();
-            self.succeed(&mut tx, &open, caller, id, (old, &old_node), new)?;
-            self.remove_node(&mut tx, old, &old_node, open.is_open(old))?;
-            let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
-            if unneeded && !open.is_open(old) {
-                self.destroy_content(&mut tx, old)?;
-            }
-            self.uncount(&mut tx, old, old_node.size)?;
+            self.replace_file(&mut tx, &open, caller, old, new)?;
             self.finish(tx);
             return Ok(());
         }
@@ -209,6 +205,27 @@ impl Vault {
                 Ok(())
             }
         }
+    }
+
+    /// As [`Self::replace`], for two regular files, of which `old` has no other name.
+    pub(super) fn replace_file(
+        &self,
+        tx: &mut Tx,
+        open: &OpenFiles,
+        caller: &Caller,
+        old: Ino,
+        new: Ino,
+    ) -> Result<ObjectId> {
+        let old_node = less_a_link(&*tx.need::<Node>(old)?);
+        let id = old_node.object().ok_or(Error::Invalid("not a regular file"))?;
+        self.succeed(tx, open, caller, id, (old, &old_node), new)?;
+        self.remove_node(tx, old, &old_node, open.is_open(old))?;
+        let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
+        if unneeded && !open.is_open(old) {
+            self.destroy_content(tx, old)?;
+        }
+        self.uncount(tx, old, old_node.size)?;
+        Ok(id)
     }
 
     /// The object `id`, which `old` held, goes on in the inode `new`, whose value becomes its next version.
@@ -386,4 +403,8 @@ impl Vault {
         self.changed(Changed::Entry { parent: folder, name: name.to_vec() });
         self.changed(Changed::Inode { ino: folder, data: false });
     }
+}
+
+fn less_a_link(node: &Node) -> Node {
+    Node { links: node.links.saturating_sub(1), ctime: Time::now(), ..node.clone() }
 }

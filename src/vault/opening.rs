@@ -113,6 +113,7 @@ impl Vault {
             handles: Default::default(),
             tunnels: Default::default(),
             removed: Default::default(),
+            readers: Default::default(),
             signals: Signals::starting_after(own.batch),
             chores: Default::default(),
             freed: Default::default(),

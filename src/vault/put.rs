@@ -3,8 +3,10 @@
 use super::error::{Error, Result};
 use super::file::OpenFile;
 use super::ids::{Ino, ObjectId, OrgNo, VersionId};
-use super::row::{Attributes, Context, Entry, Kind, Node, Object, Pending, Task};
+use super::records::Tx;
+use super::row::{Attributes, ContentRecord, Context, Entry, Kind, Node, Object, Pending, Task};
 use super::time::Time;
+use super::versions::Reading;
 use super::{Access, Caller, Handle, ObjectInfo, Vault};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -90,15 +92,15 @@ impl Vault {
         input: &mut dyn Read,
     ) -> Result<ObjectInfo> {
         let ((folder, name), standing) = match std::str::from_utf8(reference).ok().and_then(|t| t.parse().ok()) {
-            Some(id) => {
-                let (_, object, node) = self.living_object(id)?;
-                (self.home(object.ino, &node)?, Standing::This(id))
-            }
+            Some(id) => (self.place_of(id)?.1, Standing::This(id)),
             None => (self.walk(caller, reference, true)?, Standing::Anything),
         };
         // Before the value is read, so that a lost check costs nothing; checked again when it counts.
-        self.expected_version(folder, &name, if_version)?;
-        let context = self.context_at(folder, &name)?;
+        self.expected_version(standing, (folder, &name), if_version)?;
+        let context = match standing {
+            Standing::This(id) => Some(self.living_object(id)?.1.context.clone()),
+            _ => self.context_at(folder, &name)?,
+        };
         self.put(caller, (folder, &name), context, standing, if_version, input)
     }
 
@@ -116,11 +118,11 @@ impl Vault {
         let filled = self.fill(caller, handle, input);
         let installed = filled.and_then(|()| self.install(caller, ino, (folder, name), context, standing, if_version));
         self.release(handle)?;
-        let id = installed?;
-        self.name_changed(folder, name);
+        let (info, (folder, name)) = installed?;
+        self.name_changed(folder, &name);
         self.sync()?;
         self.kernel_knows();
-        self.describe(id)
+        Ok(info)
     }
 
     /// The key context of the object with this name, if there is one.
@@ -190,7 +192,8 @@ impl Vault {
         Ok((ino, handle))
     }
 
-    /// Gives the nameless file its name, over what stands there.
+    /// Gives the nameless file its name, over what stands there: where an object that is given by its id is now. Says what
+    /// the object is with this value, whatever becomes of it next, and where.
     fn install(
         &self,
         caller: &Caller,
@@ -199,10 +202,15 @@ impl Vault {
         context: Option<Context>,
         wanted: Standing,
         if_version: Option<&str>,
-    ) -> Result<ObjectId> {
-        let expected = self.expected_version(at.0, at.1, if_version)?;
+    ) -> Result<(ObjectInfo, (Ino, Vec<u8>))> {
+        let expected = self.expected_version(wanted, at, if_version)?;
         let org = ino.organization();
         let mut tx = self.begin()?;
+        let (folder, name) = match wanted {
+            Standing::This(id) => self.place_now(id)?.1,
+            _ => (at.0, at.1.to_vec()),
+        };
+        let at = (folder, &name[..]);
         self.folder(&tx, at.0)?;
         let hash = self.check_name(at.0, at.1)?;
         let standing = tx.get::<Entry>((at.0, hash))?;
@@ -214,9 +222,6 @@ impl Vault {
         self.touch_folder(&mut tx, at.0, 0, Time::now())?;
         let size = node.size;
         let Some(standing) = standing else {
-            if let Standing::This(_) = wanted {
-                return Err(Error::NotFound);
-            }
             self.check_quota(org, 1, size)?;
             if let Some(context) = context {
                 tx.put((org, own), Object { context, ..self.new_object(caller, ino, &node)? });
@@ -224,17 +229,16 @@ impl Vault {
             tx.put(ino, node);
             self.commit_version(&mut tx, caller, ino, true)?;
             self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+            let info = self.info_in(&tx, own, at)?;
             self.finish(tx);
-            return Ok(own);
+            return Ok((info, (folder, name)));
         };
         let old = tx.need::<Node>(standing.ino)?;
-        let id = match (old.object(), wanted) {
+        match (old.object(), wanted) {
             (_, Standing::Nothing) => return Err(Error::Exists),
-            // Renamed since: another object has the name now.
-            (Some(id), Standing::This(this)) if id != this => return Err(Error::NotFound),
-            (Some(id), _) => id,
+            (Some(_), _) => {}
             (None, _) => return Err(Error::Invalid("something else than an object has this name")),
-        };
+        }
         if old.links > 1 {
             return Err(Error::NotPermitted("this object has several names: write it through the mount"));
         }
@@ -247,15 +251,37 @@ impl Vault {
         tx.put(ino, node);
         // `replace` counts one object and its bytes less.
         self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
-        self.replace(tx, caller, standing.ino, ino, at).map(|()| id)
+        let open = self.handles.lock();
+        let id = self.replace_file(&mut tx, &open, caller, standing.ino, ino)?;
+        let info = self.info_in(&tx, id, at)?;
+        self.finish(tx);
+        Ok((info, (folder, name)))
+    }
+
+    fn info_in(&self, tx: &Tx, id: ObjectId, at: (Ino, &[u8])) -> Result<ObjectInfo> {
+        let org = at.0.organization();
+        let object = tx.need::<Object>((org, id))?;
+        let (node, content) = (tx.need::<Node>(object.ino)?, tx.get::<ContentRecord>(object.ino)?);
+        let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
+        let path = self.path_of(tx, at.0, at.1)?;
+        Ok(Self::object_info(&organization, id, &object, (&node, &path), content.as_deref()))
     }
 
     /// The version that `if_version` asks for, which must be current.
-    fn expected_version(&self, folder: Ino, name: &[u8], if_version: Option<&str>) -> Result<Option<VersionId>> {
+    fn expected_version(
+        &self,
+        standing: Standing,
+        (folder, name): (Ino, &[u8]),
+        if_version: Option<&str>,
+    ) -> Result<Option<VersionId>> {
         let Some(wanted) = if_version else { return Ok(None) };
-        let entry = self.find_entry(folder, name)?.ok_or(Error::NotFound)?;
-        let node = self.records.get::<Node>(entry.ino)?.ok_or(Error::NotFound)?;
-        let id = node.object().ok_or(Error::Invalid("not an object: only regular files are"))?;
+        let id = match standing {
+            Standing::This(id) => id,
+            _ => {
+                let node = self.node_named(folder, name)?;
+                node.object().ok_or(Error::Invalid("not an object: only regular files are"))?
+            }
+        };
         let object = self.records.get::<Object>((folder.organization(), id))?;
         self.check_version(object.as_deref(), wanted).map(Some)
     }
@@ -282,12 +308,10 @@ impl Vault {
         version: u64,
         if_version: Option<&str>,
     ) -> Result<ObjectInfo> {
-        let (_, object, node) = self.living_object(id)?;
-        let known = object.versions.iter().find(|v| v.ordinal == version);
-        let version = known.ok_or(Error::Absent("no such version is kept"))?;
-        let (folder, name) = self.home(object.ino, &node)?;
-        self.expected_version(folder, &name, if_version)?;
-        let mut reader = ValueReader { vault: self, version, at: 0, part: Default::default(), failed: None };
+        let (object, (folder, name)) = self.place_of(id)?;
+        let reading = self.begin_reading(folder.organization(), id, |object| object.version(version))?;
+        self.expected_version(Standing::This(id), (folder, &name), if_version)?;
+        let mut reader = ValueReader { vault: self, reading, at: 0, part: Default::default(), failed: None };
         let context = Some(object.context.clone());
         let stored = self.put(caller, (folder, &name), context, Standing::This(id), if_version, &mut reader);
         match reader.failed {
@@ -299,14 +323,15 @@ impl Vault {
     /// Whether the object's current value was put by `caller` on top of version `on`, and is `value`: an answer was
     /// lost, and the request came again.
     pub fn is_retry(&self, caller: &Caller, id: ObjectId, on: &str, value: &[u8]) -> Result<bool> {
-        let (_, object, _) = self.living_object(id)?;
+        let (organization, object, _) = self.living_object(id)?;
         let [.., before, current] = &object.versions[..] else { return Ok(false) };
         let named = before.id.to_string() == on || before.ordinal.to_string() == on;
         if !named || current.by != caller.author() || current.size != value.len() as u64 {
             return Ok(false);
         }
+        let reading = self.begin_reading(organization.no, id, |object| object.version(current.ordinal))?;
         let mut same = true;
-        self.read_value(current, &mut |at, part| {
+        self.read_value(&reading, &mut |at, part| {
             same &= crate::crypto::same_tag(part, &value[at as usize..][..part.len()]);
             Ok(())
         })?;
@@ -317,7 +342,7 @@ impl Vault {
 /// A committed value as something to read from.
 struct ValueReader<'a> {
     vault: &'a Vault,
-    version: &'a super::row::Version,
+    reading: Reading<'a>,
     at: u64,
     part: zeroize::Zeroizing<Vec<u8>>,
     failed: Option<Error>,
@@ -325,12 +350,12 @@ struct ValueReader<'a> {
 
 impl Read for ValueReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.version.size - self.at;
+        let left = self.reading.version.size - self.at;
         let len = (out.len() as u64).min(left) as usize;
         if len == 0 {
             return Ok(0);
         }
-        match self.vault.read_part(self.version, self.at, len) {
+        match self.vault.read_part(&self.reading, self.at, len) {
             Ok(part) => self.part = zeroize::Zeroizing::new(part),
             Err(error) => {
                 let told = std::io::Error::other(error.to_string());

@@ -260,6 +260,10 @@ impl Object {
     pub fn current(&self) -> Option<&Version> {
         self.versions.last()
     }
+
+    pub fn version(&self, ordinal: u64) -> Option<&Version> {
+        self.versions.iter().find(|v| v.ordinal == ordinal)
+    }
 }
 
 /// An immutable committed value.

@@ -63,7 +63,17 @@ impl Vault {
         }
         self.enter(parent, caller.patience)?;
         let entry = self.find_entry(parent, name)?.ok_or(Error::NotFound)?;
-        self.attr(caller, entry.ino)
+        match self.attr(caller, entry.ino) {
+            // A put replaced it between the two looks: the name leads to another.
+            Err(Error::NotFound) => {
+                let caller = Caller { patience: Patience::Never, ..caller.clone() };
+                self.at_rest(|| {
+                    let entry = self.find_entry(parent, name)?.ok_or(Error::NotFound)?;
+                    self.attr(&caller, entry.ino)
+                })
+            }
+            found => found,
+        }
     }
 
     pub fn attr(&self, caller: &Caller, ino: Ino) -> Result<Attr> {
@@ -236,7 +246,10 @@ impl Vault {
             return Err(self.root_refusal(name)?);
         }
         self.enter(parent, caller.patience)?;
-        let mut tx = self.begin()?;
+        self.unlink_in(self.begin()?, caller, parent, name)
+    }
+
+    pub(super) fn unlink_in(&self, mut tx: Tx, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
         let hash = self.check_name(parent, name)?;
         let entry = tx.need::<Entry>((parent, hash))?;
         if entry.kind == libc::S_IFDIR {

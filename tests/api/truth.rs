@@ -4,6 +4,16 @@ use crate::vault::Vault;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Lets the other threads end, however this one does.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+    }
+}
 
 fn version(path: &std::path::Path) -> String {
     let path = path.to_str().unwrap();
@@ -125,6 +135,109 @@ fn of_two_version_checks_from_both_sides_exactly_one_wins() {
         }
     }
     println!("the API won {api_won} times, the mount {mount_won} times");
+}
+
+#[test]
+fn an_object_is_found_by_its_id_while_the_mount_renames_over_it() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let acme = vault.org("acme");
+    let service = vault.service();
+    let made = service.create("acme", "f", "start");
+    let path = format!("/vault/v1/kv/{}", made["id"].as_str().unwrap());
+    let saves = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        // Also when an assertion ends this thread.
+        let end = End(&saves);
+        scope.spawn(|| {
+            let _end = End(&saves);
+            for round in 0.. {
+                fs::write(acme.join("new"), format!("mount {round}")).unwrap();
+                fs::rename(acme.join("new"), acme.join("f")).unwrap();
+                if !saves.load(Relaxed) {
+                    break;
+                }
+            }
+        });
+        let puts = scope.spawn(|| {
+            let put = |round| service.put(&path, json!({ "value": format!("api {round}") })).is(201);
+            (0..150).map(|round| put(round)["metadata"]["version_id"].as_str().unwrap().to_owned()).collect()
+        });
+        let mut reads = 0;
+        while !puts.is_finished() {
+            assert!(!service.get(&path).is(200)["value"].as_str().unwrap().is_empty());
+            service.get(&format!("{path}/metadata")).is(200);
+            service.get(&format!("{path}/versions")).is(200);
+            let listed = service.get("/vault/v1/kv").is(200);
+            assert!(listed["data"].as_array().unwrap().iter().any(|object| object["id"] == made["id"]));
+            reads += 1;
+        }
+        drop(end);
+        let answered: Vec<String> = puts.join().unwrap();
+        let different: std::collections::HashSet<_> = answered.iter().collect();
+        assert_eq!(different.len(), answered.len(), "each PUT is answered with the version that it made");
+        println!("{reads} rounds of reads");
+    });
+    service.delete(&path).is(200);
+}
+
+#[test]
+fn a_reader_on_the_mount_finds_the_file_while_the_api_puts_it() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let acme = vault.org("acme");
+    let service = vault.service();
+    let made = service.create("acme", "f", "start");
+    let path = format!("/vault/v1/kv/{}", made["id"].as_str().unwrap());
+    std::thread::scope(|scope| {
+        let puts = scope.spawn(|| {
+            for round in 0..300 {
+                service.put(&path, json!({ "value": format!("api {round}") })).is(201);
+            }
+        });
+        while !puts.is_finished() {
+            assert!(!fs::read_to_string(acme.join("f")).unwrap().is_empty());
+            assert!(fs::metadata(acme.join("f")).unwrap().len() > 0);
+        }
+    });
+}
+
+#[test]
+fn a_put_and_a_delete_follow_an_object_that_the_mount_moves() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let acme = vault.org("acme");
+    let service = vault.service();
+    fs::create_dir(acme.join("folder")).unwrap();
+    let places = [acme.join("f"), acme.join("folder/g")];
+    for round in 0..20 {
+        let made = service.create("acme", "f", "start");
+        let path = format!("/vault/v1/kv/{}", made["id"].as_str().unwrap());
+        let moves = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            let end = End(&moves);
+            let mover = scope.spawn(|| {
+                let mut moved = 0;
+                while moves.load(Relaxed) && fs::rename(&places[moved % 2], &places[(moved + 1) % 2]).is_ok() {
+                    moved += 1;
+                    // Another file at the name that it left is not it.
+                    let left = &places[(moved + 1) % 2];
+                    fs::write(left, "another").unwrap();
+                    fs::remove_file(left).unwrap();
+                }
+                moved
+            });
+            for n in 0..8 {
+                let value = format!("{round} {n}");
+                service.put(&path, json!({ "value": value })).is(201);
+                assert_eq!(service.get(&path).is(200)["value"], value);
+            }
+            if round % 2 == 0 {
+                drop(end);
+                mover.join().unwrap();
+            }
+            service.delete(&path).is(200);
+        });
+        assert!(places.iter().all(|place| !place.exists()));
+        service.get(&path).is(404);
+    }
 }
 
 #[test]
