@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let page = report::markdown(&results, &arguments.systems, &started);
     println!("{page}");
     if let Some(into) = &arguments.into {
-        report::replace(into, &page)?;
+        report::replace(into, "scripts/bench", &page)?;
         std::fs::write(into.with_extension("svg"), report::chart(&results, &arguments.systems))?;
     }
     Ok(())

@@ -29,6 +29,7 @@ mod reaper;
 mod records;
 mod removed;
 mod rename;
+mod room;
 mod row;
 mod settings;
 mod storing;
@@ -66,6 +67,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use profile::Profiles;
 use records::{Records, Tx};
 use removed::Removed;
+use room::Room;
 use row::{Node, Task};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -107,6 +109,7 @@ pub struct Vault {
     freed: Mutex<FreedRuns>,
     newest_segment: Mutex<HashMap<OrgNo, u32>>,
     available: Available,
+    room: Room,
     changed: Hook<Changed>,
     audited: AuditHook,
     reported: Hook<String>,
@@ -181,20 +184,16 @@ impl Vault {
         batch
     }
 
-    /// Refuses what the disk has no room for; deleting needs none of this.
-    fn check_space(&self, bytes: u64) -> Result<()> {
-        let available = self.available.in_directory(&self.state)?;
-        if available < bytes + self.signals.pending_bytes() + KEPT_FREE { Err(Error::NoSpace) } else { Ok(()) }
-    }
-
+    /// What the disk holds; tombstones and earlier versions count as free, since they go when it runs short.
     pub fn space(&self) -> Result<FsSpace> {
         let space = crate::store::space(&self.state)?;
-        let blocks = |bytes: u64| bytes / extents::UNIT;
+        let held = self.held();
+        let blocks = |bytes: u64| bytes.min(space.total) / extents::UNIT;
         Ok(FsSpace {
             block: extents::UNIT as u32,
             blocks: blocks(space.total),
-            free: blocks(space.free),
-            available: blocks(space.available),
+            free: blocks(space.free + held),
+            available: blocks(space.available + held),
             files: space.files,
             files_free: space.files_free,
         })
@@ -248,6 +247,10 @@ impl Available {
         let available = crate::store::space(state)?.available;
         *known = Some((Instant::now(), available));
         Ok(available)
+    }
+
+    fn forget(&self) {
+        *self.0.lock() = None;
     }
 }
 

@@ -55,16 +55,15 @@ pub fn markdown(results: &Results, systems: &[Kind], started: &Machine) -> Strin
     page
 }
 
-/// Puts `page` between the bench markers of `file`.
-pub fn replace(file: &Path, page: &str) -> io::Result<()> {
-    const BEGIN: &str = "<!-- scripts/bench: from here -->";
-    const END: &str = "<!-- scripts/bench: to here -->";
+/// Puts `page` between the markers of `command` in `file`.
+pub fn replace(file: &Path, command: &str, page: &str) -> io::Result<()> {
+    let (begin, end) = (format!("<!-- {command}: from here -->"), format!("<!-- {command}: to here -->"));
     let text = std::fs::read_to_string(file)?;
-    let parts = text.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+    let parts = text.split_once(&begin).and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
     let Some((head, tail)) = parts else {
-        return Err(io::Error::other(format!("{}: no bench markers ({BEGIN})", file.display())));
+        return Err(io::Error::other(format!("{}: no markers ({begin})", file.display())));
     };
-    std::fs::write(file, format!("{head}{BEGIN}\n\n{page}\n{END}{tail}"))
+    std::fs::write(file, format!("{head}{begin}\n\n{page}\n{end}{tail}"))
 }
 
 fn rate_cell(results: &Results, row: &Row, kind: Kind) -> String {

@@ -77,10 +77,15 @@ impl System {
     /// Nothing is in the kernel's caches, and unless it would be lost, nothing in the daemon's.
     pub fn mount_anew(&mut self) -> io::Result<()> {
         if !matches!(self.kind, Kind::Disk | Kind::Ceiling) {
-            self.unmount()?;
-            self.mount()?;
+            self.remount()?;
         }
         self.drop_kernel_caches()
+    }
+
+    /// Nothing is in the daemon's caches; the kernel may have the store's files.
+    pub fn remount(&mut self) -> io::Result<()> {
+        self.unmount()?;
+        self.mount()
     }
 
     pub fn drop_kernel_caches(&self) -> io::Result<()> {
@@ -146,7 +151,7 @@ impl System {
         succeeded(command?)
     }
 
-    fn mount(&mut self) -> io::Result<()> {
+    pub fn mount(&mut self) -> io::Result<()> {
         let (store, point) = (self.dir.join("store"), self.dir.join("mnt"));
         let mut command = match self.kind {
             Kind::Disk => return Ok(()),
@@ -217,7 +222,7 @@ impl System {
         Ok(())
     }
 
-    fn unmount(&mut self) -> io::Result<()> {
+    pub fn unmount(&mut self) -> io::Result<()> {
         match std::mem::replace(&mut self.daemon, Daemon::None) {
             Daemon::None => Ok(()),
             Daemon::Own(_) => succeeded(harness("down", &self.dir).status()?),

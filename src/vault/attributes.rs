@@ -56,7 +56,7 @@ impl Vault {
         if value.len() > VALUE_MAX {
             return Err(Error::AttributesFull);
         }
-        self.check_space(value.len() as u64)?;
+        self.check_space(caller, value.len() as u64)?;
         self.change_attributes(caller, ino, |node, attributes| {
             if is_acl(name) {
                 return acl::set(caller, node, attributes, name, value);

@@ -28,6 +28,8 @@ pub struct MapChanges {
     /// Past pieces by (epoch in which they died, offset).
     pub past: BTreeMap<(u64, u64), Option<Piece>>,
     pub freed: Vec<FreeRun>,
+    /// By how many bytes of the store past pieces take more.
+    pub held: i64,
 }
 
 /// Live pieces by offset, past pieces by (epoch of death, offset), and how many pieces touch each block.
@@ -117,6 +119,7 @@ impl ExtentMap {
                 let part = piece.part(at, lost.clone());
                 count(&mut self.uses, &part, 1);
                 changes.past.insert((epoch, lost.start), Some(part.clone()));
+                changes.held += stored_bytes(&part) as i64;
                 self.past.insert((epoch, lost.start), part);
             }
             release(&mut self.uses, &piece, changes);
@@ -145,6 +148,7 @@ impl ExtentMap {
         let kept = self.past.split_off(&(epoch + 1, 0));
         for (key, piece) in std::mem::replace(&mut self.past, kept) {
             changes.past.insert(key, None);
+            changes.held -= stored_bytes(&piece) as i64;
             release(&mut self.uses, &piece, changes);
         }
     }

@@ -130,7 +130,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
-        self.check_space(0)?;
+        self.check_space(caller, 0)?;
         let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
@@ -201,7 +201,7 @@ impl Vault {
             return Err(Error::BadHandle);
         }
         self.signals.admit(caller.patience == Patience::Wait)?;
-        self.check_space(data.len() as u64)?;
+        self.check_space(caller, data.len() as u64)?;
         let mut state = file.content.state.write();
         self.complete_map(file.ino, &mut state)?;
         let mut tx = self.begin()?;
@@ -495,7 +495,7 @@ impl Vault {
             return Err(Error::Invalid("nothing to allocate"));
         }
         if matches!(mode, Allocate::Extend | Allocate::KeepSize) {
-            self.check_space(len)?;
+            self.check_space(caller, len)?;
         }
         let mut state = file.content.state.write();
         self.complete_map(file.ino, &mut state)?;

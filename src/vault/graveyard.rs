@@ -78,7 +78,15 @@ impl Vault {
             record.next_grave += 1;
             record.next_grave - 1
         })?;
-        self.count(tx, org, |record| record.tombstones += 1)?;
+        // A replaced file's history has no content of its own: its value is in the content of the file that went on.
+        let held = match tx.get::<ContentRecord>(ino)? {
+            Some(_) => tx.need::<Node>(ino)?.stored,
+            None => 0,
+        };
+        self.count(tx, org, move |record| {
+            record.tombstones += 1;
+            record.held += held;
+        })?;
         self.change(tx, ino, |node| node.grave = Some(number))?;
         let hash = self.records.name_hash(Ino::graveyard_of(org), &path)?;
         tx.put_new(
@@ -89,6 +97,7 @@ impl Vault {
                 original_path: path,
                 deleted: now,
                 deleted_by: caller.author(),
+                held,
             },
         );
         let mut buried = tx.get::<Buried>((org, hash))?.map_or_else(Buried::default, |b| (*b).clone());
@@ -129,7 +138,11 @@ impl Vault {
                 self.disown(tx, version.content, id)?;
             }
         }
-        self.count(tx, org, |record| record.tombstones = record.tombstones.saturating_sub(1))?;
+        let held = grave.held;
+        self.count(tx, org, move |record| {
+            record.tombstones = record.tombstones.saturating_sub(1);
+            record.held = record.held.saturating_sub(held);
+        })?;
         self.audit_object(tx, caller, "object.purged", org, id);
         Ok(Some(grave))
     }
@@ -212,9 +225,10 @@ impl Vault {
             Some(copy) => self.move_history(&mut tx, id, grave.ino, copy, restored)?,
         }
         self.touch_folder(&mut tx, to.0, 0, now)?;
-        let size = node.size;
+        let (size, held) = (node.size, grave.held);
         self.count(&mut tx, org, move |record| {
             record.tombstones = record.tombstones.saturating_sub(1);
+            record.held = record.held.saturating_sub(held);
             record.objects += 1;
             record.bytes += size;
         })?;

@@ -128,21 +128,34 @@ impl Vault {
             over && !self.readers.has(version.id)
         });
         let surplus: Vec<Version> = surplus.map(|(_, version)| version.clone()).collect();
-        for dropped in surplus {
-            object.versions.retain(|version| version.id != dropped.id);
-            match object.versions.iter().find(|v| v.content == dropped.content) {
-                Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
-                None => self.disown(tx, dropped.content, id)?,
-            }
-            let event = AuditEvent {
-                organization: self.organizations.find(org).map(|o| o.id.to_string()),
-                object: Some(id.to_string()),
-                version: Some(dropped.id.to_string()),
-                ..AuditEvent::new("version.pruned")
-            };
-            let audited = self.audited.clone();
-            tx.afterwards(move || audited.tell(&event));
+        for dropped in &surplus {
+            self.drop_version(tx, org, id, object, dropped)?;
         }
+        Ok(())
+    }
+
+    /// Drops a version that is not the current one.
+    pub(super) fn drop_version(
+        &self,
+        tx: &mut Tx,
+        org: OrgNo,
+        id: ObjectId,
+        object: &mut Object,
+        dropped: &Version,
+    ) -> Result<()> {
+        object.versions.retain(|version| version.id != dropped.id);
+        match object.versions.iter().find(|v| v.content == dropped.content) {
+            Some(oldest) => self.prune_content(tx, dropped.content, id, oldest.epoch)?,
+            None => self.disown(tx, dropped.content, id)?,
+        }
+        let event = AuditEvent {
+            organization: self.organizations.find(org).map(|o| o.id.to_string()),
+            object: Some(id.to_string()),
+            version: Some(dropped.id.to_string()),
+            ..AuditEvent::new("version.pruned")
+        };
+        let audited = self.audited.clone();
+        tx.afterwards(move || audited.tell(&event));
         Ok(())
     }
 

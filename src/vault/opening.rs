@@ -118,6 +118,7 @@ impl Vault {
             chores: Default::default(),
             freed: Default::default(),
             newest_segment: Default::default(),
+            room: Default::default(),
             available: Default::default(),
             changed: Default::default(),
             audited: options.audit,

@@ -158,7 +158,7 @@ impl Vault {
         if caller.patience == Patience::Never {
             return Err(Error::WouldWait);
         }
-        self.check_space(0)?;
+        self.check_space(caller, 0)?;
         let (id, kek) = (OrgId::fresh(), KekRef::fresh());
         let context = vec![("organizationId".to_owned(), id.to_string())];
         let no = self.organizations.next_number()?;
@@ -182,6 +182,7 @@ impl Vault {
                 objects: 0,
                 bytes: 0,
                 tombstones: 0,
+                held: 0,
                 deleted: false,
             }),
         });
@@ -276,6 +277,7 @@ impl Vault {
                 original_path: name.to_vec(),
                 deleted: now,
                 deleted_by: caller.author(),
+                held: 0,
             },
         );
         self.change(&mut tx, entry.ino, |node| (node.grave, node.ctime) = (Some(number), now))?;

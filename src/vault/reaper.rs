@@ -1,4 +1,4 @@
-//! The reaper: a background thread that ends tombstones whose time is over, or whose space is needed.
+//! The reaper: a background thread that ends tombstones whose time is over, and sees to it that there is room.
 
 use super::error::{Error, Result};
 use super::ids::OrgNo;
@@ -7,9 +7,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 const ROUND: Duration = Duration::from_secs(10);
-/// Below this share of free space (in percent), or this many bytes, tombstones go before their time.
-const LOW_PERCENT: u64 = 5;
-const LOW_BYTES: u64 = 256 << 20;
 const AT_ONCE: usize = 256;
 
 /// Runs until the vault is closed.
@@ -28,7 +25,6 @@ pub fn run(vault: Weak<Vault>) {
 }
 
 fn round(vault: &Arc<Vault>) -> Result<()> {
-    let short = is_short(vault)?;
     let nobody = Caller::daemon();
     for organization in vault.organizations.all() {
         // Only what is open anyway: reaping asks the token for nothing.
@@ -36,8 +32,7 @@ fn round(vault: &Arc<Vault>) -> Result<()> {
             continue;
         }
         for (number, grave) in vault.graves(organization.no, 0, AT_ONCE)? {
-            let age = grave.deleted.age();
-            if age < vault.settings.tombstone_retention && (!short || age < vault.settings.tombstone_min_age) {
+            if grave.deleted.age() < vault.settings.tombstone_retention {
                 break;
             }
             vault.purge_grave(&nobody, organization.no, number)?;
@@ -54,10 +49,8 @@ fn round(vault: &Arc<Vault>) -> Result<()> {
             }
         }
     }
+    if vault.is_short()? {
+        vault.make_room(|| Ok(!vault.is_short()?))?;
+    }
     Ok(())
-}
-
-fn is_short(vault: &Vault) -> Result<bool> {
-    let space = crate::store::space(&vault.state)?;
-    Ok(space.available < (space.total / 100 * LOW_PERCENT).min(LOW_BYTES))
 }

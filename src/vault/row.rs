@@ -71,6 +71,8 @@ pub struct OrgRecord {
     pub objects: u64,
     pub bytes: u64,
     pub tombstones: u64,
+    /// Bytes of the store that tombstones and earlier versions take: what purging all of them would give back.
+    pub held: u64,
     /// Set while the organization itself is a tombstone.
     pub deleted: bool,
 }
@@ -291,6 +293,8 @@ pub struct Tombstone {
     pub original_path: Vec<u8>,
     pub deleted: Time,
     pub deleted_by: Author,
+    /// What it adds to its organization's `held`.
+    pub held: u64,
 }
 
 /// The tombstones of one path, oldest first; found by the path's hash.

@@ -6,7 +6,7 @@ use super::content::{Content, State};
 use super::error::{Error, Result};
 use super::extents::{ExtentMap, FreeRun, MapChanges, UNIT};
 use super::ids::{Ino, OrgNo};
-use super::row::{self, Extent, Freed, Node, Past, Pending, Piece, Record, Row, RowAt, Task};
+use super::row::{self, Extent, Freed, Node, OrgRecord, Past, Pending, Piece, Record, Row, RowAt, Task};
 use crate::crypto::{BlockSize, ExtentKey, LockedKey, Salt};
 use crate::store::{self, Table};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,6 +33,8 @@ pub struct Stored {
     /// Appended, not yet named by a row of the batch.
     placed: HashMap<Ino, Vec<(u64, u64, Placed)>>,
     segments: BTreeMap<(OrgNo, u32), row::Segment>,
+    /// By how many bytes past pieces of an organization take more.
+    held: BTreeMap<OrgNo, i64>,
     chores_done: bool,
     appended: bool,
     pub freed: Vec<(OrgNo, FreeRun)>,
@@ -97,6 +99,9 @@ impl Vault {
             rows.push((row::Segment::at((org, number)), if over { None } else { boxed(segment) }));
         }
         self.add_rows(rows);
+        for (org, more) in std::mem::take(&mut stored.held) {
+            self.note_held(org, more);
+        }
         Ok(())
     }
 
@@ -301,6 +306,7 @@ impl Vault {
         rows.extend(
             changes.past.into_iter().map(|((died, at), p)| (Past::at((ino, died, at)), p.and_then(|p| boxed(Past(p))))),
         );
+        *stored.held.entry(org).or_default() += changes.held;
         for run in changes.freed {
             if let Some(segment) = self.segment(org, run.at.segment, false, stored)? {
                 segment.live = segment.live.saturating_sub(run.len);
@@ -351,6 +357,21 @@ impl Vault {
             self.records.remember(at, Some(row));
         }
         drop(tx);
+    }
+
+    /// Writes what past pieces take into the organization's record, which the writer put into the frozen batch.
+    fn note_held(&self, org: OrgNo, more: i64) {
+        let Some(organization) = self.organizations.find(org).filter(|_| more != 0) else { return };
+        let add = |record: &mut OrgRecord| record.held = record.held.saturating_add_signed(more);
+        add(&mut organization.record.lock());
+        let mut pending = self.records.pending.write();
+        let batch = pending.frozen.as_mut().expect("the writer froze it");
+        if let Some(Some(row)) = batch.rows.get_mut(&OrgRecord::at(org)) {
+            let any: &dyn std::any::Any = &**row;
+            let mut frozen = any.downcast_ref::<OrgRecord>().expect("a table holds one kind of record").clone();
+            add(&mut frozen);
+            *row = Arc::new(frozen);
+        }
     }
 
     /// Background work on extents, a bounded part in each batch. It begins in the batch that asks for it and not

@@ -132,7 +132,7 @@ impl Vault {
         self.check_writable_folder(parent)?;
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
-        self.check_space(0)?;
+        self.check_space(caller, 0)?;
         let mut tx = self.begin()?;
         let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, what)?;
         self.finish(tx);
@@ -211,7 +211,7 @@ impl Vault {
             return Err(Error::OtherOrganization);
         }
         self.enter(parent, caller.patience)?;
-        self.check_space(0)?;
+        self.check_space(caller, 0)?;
         let mut tx = self.begin()?;
         let hash = self.check_name(parent, name)?;
         self.folder(&tx, parent)?;

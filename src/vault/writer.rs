@@ -7,9 +7,10 @@
 use super::Vault;
 use super::batch::Batch;
 use super::error::{Error, Result};
+use super::ids::OrgNo;
 use super::row::VaultRecord;
 use super::storing::Stored;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, Table};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -205,6 +206,13 @@ impl Writer<'_> {
                 let (next_org, next_grave) = vault.organizations.counters();
                 let record = VaultRecord { next_org, next_grave, batch: batch.number };
                 batch.put(<VaultRecord as super::row::Record>::at(()), Some(Arc::new(record)));
+                let changing = batch.contents.keys().map(|ino| ino.organization());
+                let chores = vault.chores.lock();
+                let chores = chores.iter().map(|(ino, ..)| ino.organization());
+                let tasks = batch.rows.keys().filter(|at| at.table == Table::Pending).map(|at| at.sealed_for);
+                // What storing them leaves of earlier versions is counted there.
+                let counting: Vec<OrgNo> = changing.chain(chores).chain(tasks).collect();
+                batch.organizations.extend(counting);
                 for org in std::mem::take(&mut batch.organizations) {
                     if let Some(organization) = vault.organizations.find(org) {
                         let record = organization.record.lock().clone();

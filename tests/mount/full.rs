@@ -129,3 +129,69 @@ fn deletes_and_purges_reach_a_disk_that_others_have_filled() {
     write(&a.join("more"), 1).unwrap();
     vault.is_sound().unwrap();
 }
+
+/// What `df` shows as available, in MiB.
+fn available(vault: &Vault) -> i64 {
+    let shown = run("df", &[&"--output=avail", &"-BM", &vault.point()]);
+    shown.lines().nth(1).unwrap().trim().trim_end_matches('M').parse().unwrap()
+}
+
+#[test]
+fn tombstones_and_earlier_versions_count_as_free() {
+    let vault = Small::new();
+    let a = vault.org("a");
+    let empty = available(&vault);
+    for n in 0..16 {
+        write(&a.join(n.to_string()), n).unwrap();
+    }
+    assert!((available(&vault) - empty + 16).abs() <= 2, "{empty} {}", available(&vault));
+    for n in 0..8 {
+        fs::remove_file(a.join(n.to_string())).unwrap();
+    }
+    for n in 8..16 {
+        fs::write(a.join(n.to_string()), vec![0xee; VALUE]).unwrap();
+    }
+    sync(&a).unwrap();
+    let held = available(&vault);
+    assert!((held - empty + 8).abs() <= 2, "{empty} {held}");
+    vault.umount();
+    vault.mount(&[]);
+    assert!((available(&vault) - held).abs() <= 2, "{held} {}", available(&vault));
+    for grave in vault.tombstones("a") {
+        fs::remove_file(grave).unwrap();
+    }
+    sync(&a).unwrap();
+    assert!((available(&vault) - held).abs() <= 2, "{held} {}", available(&vault));
+}
+
+#[test]
+fn a_disk_that_runs_short_gives_up_the_oldest_tombstones_and_versions() {
+    let vault = Small::new();
+    vault.umount();
+    vault.mount(&["-o", "tombstone_min_age=1s"]);
+    let a = vault.org("a");
+    for round in 0..2 {
+        for n in 0..8 {
+            fs::write(a.join(format!("kept-{n}")), vec![round * 8 + n; VALUE]).unwrap();
+        }
+    }
+    for n in 0..16 {
+        write(&a.join(format!("deleted-{n}")), n).unwrap();
+        fs::remove_file(a.join(format!("deleted-{n}"))).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    fs::write(a.join("young"), vec![1; VALUE]).unwrap();
+    fs::remove_file(a.join("young")).unwrap();
+    // 24 MiB of 96 are held for nobody; 32 are never given out.
+    let fit = (0..).take_while(|n| write(&a.join(format!("new-{n}")), *n).is_ok()).count();
+    assert!(fit >= 45, "{fit}");
+    assert_eq!(vault.tombstones("a").len(), 1, "what is younger than a second stays");
+    for n in 0..8 {
+        assert!(fs::read(a.join(format!("kept-{n}"))).unwrap() == vec![8 + n; VALUE]);
+        assert_eq!(crate::kernel::vault_says(a.join(format!("kept-{n}")), "versions"), "1");
+    }
+    let audit = fs::read_to_string(vault.state().join("audit/audit.jsonl")).unwrap_or_default();
+    let events = |name: &str| audit.matches(name).count();
+    assert_eq!((events("object.purged"), events("version.pruned")), (16, 8), "each with an audit event");
+    vault.is_sound().unwrap();
+}

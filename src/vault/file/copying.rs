@@ -69,6 +69,7 @@ impl Vault {
     /// Copies inside one content: what is stored is named a second time, what is not is written again.
     fn share_range(&self, caller: &Caller, file: &OpenFile, from: u64, to: u64, len: u64) -> Result<u64> {
         self.signals.admit(caller.patience == Patience::Wait)?;
+        self.check_space(caller, 0)?;
         let content = &file.content;
         let mut state = content.state.write();
         self.complete_map(file.ino, &mut state)?;
@@ -88,7 +89,10 @@ impl Vault {
         };
         let copy = self.range_of(content, &state, key.as_deref(), from..from + len)?;
         let new: usize = copy.runs().map(|(_, run)| if let Run::Data(bytes) = run { bytes.len() } else { 0 }).sum();
-        self.check_space(new as u64)?;
+        // Making room would wait for the writer thread, which may want this content.
+        if !self.has_room(new as u64)? {
+            return Err(Error::NoSpace);
+        }
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let epoch = node.epoch;
