@@ -119,7 +119,7 @@ impl Filled {
         let vault = Filled { system, objects, largest, took: BTreeMap::new(), memory: 0 };
         for number in 0..objects {
             let path = vault.path(number);
-            if number == 0 || (number >= largest && (number - largest) % PER_FOLDER == 0) {
+            if number == 0 || (number >= largest && (number - largest).is_multiple_of(PER_FOLDER)) {
                 fs::create_dir(path.parent().expect("it is in a folder"))?;
                 if io::stderr().is_terminal() {
                     eprint!("\r\x1b[Kmaking {number} of {objects}");
