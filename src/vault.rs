@@ -25,6 +25,7 @@ mod opening;
 mod organization;
 mod profile;
 mod put;
+mod reading;
 mod reaper;
 mod records;
 mod removed;
@@ -65,6 +66,7 @@ use object::Tunnels;
 use organization::Organizations;
 use parking_lot::{Condvar, Mutex, RwLock};
 use profile::Profiles;
+use reading::Readers;
 use records::{Records, Tx};
 use removed::Removed;
 use room::Room;
@@ -75,7 +77,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use storing::FreedRuns;
-use versions::Readers;
+use versions::Versions;
 use writer::Signals;
 
 type Hook<T> = RwLock<Option<Box<dyn Fn(T) + Send + Sync>>>;
@@ -103,6 +105,7 @@ pub struct Vault {
     tunnels: Tunnels,
     removed: Removed,
     readers: Readers,
+    versions: Versions,
     signals: Signals,
     /// Work on extents that stored batches asked for, and the batch that is being stored.
     chores: Mutex<VecDeque<(Ino, Task, u64)>>,

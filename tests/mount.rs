@@ -44,3 +44,5 @@ mod tombstones;
 mod unnamed;
 #[path = "mount/version_check.rs"]
 mod version_check;
+#[path = "mount/versions.rs"]
+mod versions;

@@ -6,6 +6,7 @@
 //!
 //! * Tombstones come and go with every `rm`, and purges with time. What stands in a graveyard, the graveyards themselves,
 //!   and any dotted name at the root (no organization has one) is asked for again each time.
+//! * Versions come with every save and go again, and who may read them changes with the object's mode: the same.
 //! * `st_blocks` of a file settles in the background, after its last write: until a second or so later its attributes
 //!   live for a second. The time of change tells, as no caller can set it; an empty file has nothing to settle.
 //! * A write by another than the owner clears the set-user-ID and set-group-ID bits in the vault; the kernel, told to
@@ -44,7 +45,7 @@ impl Entry {
 
 /// Whether entries come and go in this directory without the kernel being told.
 pub fn changes_untold(directory: Ino) -> bool {
-    directory.is_graveyard()
+    directory.is_graveyard() || directory.is_in_versions()
 }
 
 fn name_lifetime(parent: Ino, name: &[u8]) -> Duration {

@@ -94,6 +94,7 @@ fn add_entries(
             if reply.add(attr.ino, entry.cookie, name, &lifetime, &attr, GENERATION) {
                 return Ok(());
             }
+            vault.told(entry.ino);
             *added += 1;
         }
     }

@@ -16,7 +16,10 @@ pub fn look_up(vault: &Vault, caller: &Caller, parent: Ino, name: &[u8]) -> Resu
     };
     match attr {
         Err(error) if error.errno() == libc::ENOENT => Ok(Entry::absent(parent, name)),
-        outcome => outcome.map(|attr| Entry::new(parent, name, &attr)),
+        outcome => outcome.map(|attr| {
+            vault.told(attr.ino);
+            Entry::new(parent, name, &attr)
+        }),
     }
 }
 

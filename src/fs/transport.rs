@@ -46,10 +46,10 @@ impl Filesystem for Transport {
         });
     }
 
-    /// Inode numbers are the vault's own and stable, so how often the kernel was told one does not matter; only that it is
-    /// gone.
-    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
-        self.dispatch.vault.forget(Ino(ino.0));
+    /// Inode numbers are the vault's own and stable, so how often the kernel was told one matters only in `.versions`, where
+    /// they are given out as they are asked for.
+    fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
+        self.dispatch.vault.forget(Ino(ino.0), times);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

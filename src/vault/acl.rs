@@ -90,6 +90,14 @@ impl Acl {
         self.change(|class, permissions| permissions & (mode >> class & 7) as u16)
     }
 
+    /// Whoever may read may also search: the list of a folder that stands for a file.
+    pub fn searchable(mut self) -> Acl {
+        for entry in &mut self.0 {
+            entry.permissions = searchable(u32::from(entry.permissions)) as u16;
+        }
+        self
+    }
+
     /// Changes the entries that stand for the mode's three classes, each found by the place of its bits.
     fn change(mut self, permissions: impl Fn(u32, u16) -> u16) -> Acl {
         let group = if self.0.iter().any(|entry| entry.tag == Tag::Mask) { Tag::Mask } else { Tag::OwningGroup };
@@ -104,6 +112,11 @@ impl Acl {
         }
         self
     }
+}
+
+/// Three bits with leave to search where there is leave to read, and only there.
+pub fn searchable(permissions: u32) -> u32 {
+    permissions & 6 | permissions >> 2 & 1
 }
 
 impl Entry {

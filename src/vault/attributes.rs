@@ -11,13 +11,14 @@ use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgId, OrgNo, VersionId};
 use super::row::{Attributes, ContentRecord, Kind, Node, Object};
 use super::time::Time;
+use super::versions::VERSIONS_STAY;
 use super::{Caller, SetXattr, Vault};
 use crate::keys::KekState;
 use serde_bytes::ByteBuf;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-const PREFIX: &[u8] = b"user.vault.";
+pub const PREFIX: &[u8] = b"user.vault.";
 const VERSION_CHECK: &str = "version_check";
 const VALUE_MAX: usize = 64 * 1024;
 /// All names and values of one file: several of the largest.
@@ -29,6 +30,10 @@ const NO_ORGANIZATION: Error = Error::Absent("no such organization");
 
 impl Vault {
     pub fn get_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if ino.is_in_versions() {
+            let known = self.version_attributes(caller, ino)?;
+            return known.into_iter().find(|(n, _)| n == name).map(|(_, v)| v).ok_or(Error::NoAttribute);
+        }
         if let Some(own) = name.strip_prefix(PREFIX) {
             let known = self.vault_attributes(caller, ino)?;
             return known.into_iter().find(|(n, _)| n.as_bytes() == own).map(|(_, v)| v).ok_or(Error::NoAttribute);
@@ -39,6 +44,9 @@ impl Vault {
     }
 
     pub fn list_xattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        if ino.is_in_versions() {
+            return Ok(self.version_attributes(caller, ino)?.into_iter().map(|(name, _)| name).collect());
+        }
         let named = |(name, _): (String, Vec<u8>)| [PREFIX, name.as_bytes()].concat();
         let mut names: Vec<_> = self.vault_attributes(caller, ino)?.into_iter().map(named).collect();
         if let Some(attributes) = self.own_attributes(caller, ino)? {
@@ -49,6 +57,9 @@ impl Vault {
     }
 
     pub fn set_xattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        if ino.is_in_versions() {
+            return Err(VERSIONS_STAY);
+        }
         if let Some(own) = name.strip_prefix(PREFIX) {
             return self.set_vault_attribute(caller, ino, own, value);
         }
@@ -72,6 +83,9 @@ impl Vault {
     }
 
     pub fn remove_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        if ino.is_in_versions() {
+            return Err(VERSIONS_STAY);
+        }
         if let Some(own) = name.strip_prefix(PREFIX) {
             let listed =
                 ino != Ino::ROOT && self.vault_attributes(caller, ino)?.iter().any(|(n, _)| n.as_bytes() == own);
@@ -279,7 +293,9 @@ fn is_given(name: &str, text: &str) -> bool {
         "key_state" => ["active", "locked", "unavailable", "destroyed"].contains(&text),
         "cipher" => text == CIPHER,
         "created_at" | "updated_at" | "deleted_at" | "purge_after" => is_time(),
-        "updated_by" | "deleted_by" => text.strip_prefix("uid:").is_some_and(|uid| uid.parse::<u32>().is_ok()),
+        "updated_by" | "deleted_by" => {
+            text.strip_prefix("uid:").is_some_and(|uid| uid.parse::<u32>().is_ok()) || text.starts_with("key_")
+        }
         "original_path" => !text.is_empty(),
         "context.organizationId" => text.parse::<OrgId>().is_ok(),
         _ => name.strip_prefix("context.").is_some_and(|key| !key.is_empty()),
@@ -301,10 +317,10 @@ fn check_namespace(name: &[u8]) -> Result<()> {
 pub const CIPHER: &str = "AES-256-GCM";
 
 #[derive(Default)]
-struct AttributeList(Vec<(String, Vec<u8>)>);
+pub struct AttributeList(pub Vec<(String, Vec<u8>)>);
 
 impl AttributeList {
-    fn add(&mut self, name: &str, value: impl ToString) {
+    pub fn add(&mut self, name: &str, value: impl ToString) {
         self.0.push((name.to_owned(), value.to_string().into_bytes()));
     }
 }

@@ -163,16 +163,12 @@ impl Vault {
         self.key_of(content, &record, patience)
     }
 
-    /// The key of a content that `is_needed` says is still named; else a missing one is no sign of anything.
-    pub(super) fn version_key(&self, content: &Content, is_needed: impl Fn() -> bool) -> Result<Arc<LockedKey>> {
-        match self.records.get::<ContentRecord>(content.ino)? {
-            Some(record) => self.key_of(content, &record, Patience::Wait),
-            None if is_needed() => Err(self.missing_key(content.ino)),
-            None => Err(Error::NotFound),
-        }
-    }
-
-    fn key_of(&self, content: &Content, record: &ContentRecord, patience: Patience) -> Result<Arc<LockedKey>> {
+    pub(super) fn key_of(
+        &self,
+        content: &Content,
+        record: &ContentRecord,
+        patience: Patience,
+    ) -> Result<Arc<LockedKey>> {
         let org = content.ino.organization();
         let key = self
             .keyring
@@ -237,7 +233,7 @@ impl Vault {
         &self,
         content: Ino,
         key: &LockedKey,
-        pieces: &[(u64, Arc<PieceOf>)],
+        pieces: &Pieces,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
@@ -250,7 +246,7 @@ impl Vault {
     }
 
     /// The pieces that make up a committed version; what it holds must have been stored.
-    pub(super) fn pieces_of(&self, version: &Version) -> Result<Vec<(u64, Arc<PieceOf>)>> {
+    pub(super) fn pieces_of(&self, version: &Version) -> Result<Pieces> {
         let ino = version.content;
         let mut pieces = Vec::new();
         for (key, row) in self.live_rows(ino)? {
@@ -368,6 +364,9 @@ impl Vault {
         Ok(())
     }
 }
+
+/// The pieces of a version with their offsets, in order.
+pub type Pieces = Vec<(u64, Arc<PieceOf>)>;
 
 /// A piece as its row holds it.
 pub enum PieceOf {

@@ -9,6 +9,7 @@ use super::ids::{Ino, OrgNo};
 use super::records::Tx;
 use super::row::{ContentRecord, Context, Node, Object, Pending, Task};
 use super::time::Time;
+use super::versions::VERSIONS_STAY;
 use super::{Access, Allocate, Attr, Caller, Handle, Make, Seek, SetAttr, Vault};
 use crate::crypto;
 use crate::keys::{FreshDek, Patience};
@@ -142,6 +143,9 @@ impl Vault {
 
     /// Opens a file. Its key is unwrapped now, so that reading does not fail later for want of it.
     pub fn open_file(&self, caller: &Caller, ino: Ino, access: Access) -> Result<Handle> {
+        if ino.is_in_versions() {
+            return self.open_version(caller, ino, access);
+        }
         self.enter(ino, caller.patience)?;
         let content = self.contents.get(ino);
         self.openable(ino, self.handles.lock().is_open(ino))?;
@@ -185,6 +189,9 @@ impl Vault {
     }
 
     pub fn read(&self, caller: &Caller, handle: Handle, offset: u64, len: usize) -> Result<Vec<u8>> {
+        if handle.is_of_version() {
+            return self.read_view(caller, handle, offset, len);
+        }
         let file = self.handles.find(handle)?;
         let size = self.records.get::<Node>(file.ino)?.ok_or(Error::NotFound)?.size;
         let len = size.saturating_sub(offset).min(len as u64) as usize;
@@ -272,6 +279,9 @@ impl Vault {
 
     /// A close of one descriptor: commits a version if this writer changed the value.
     pub fn flush(&self, caller: &Caller, handle: Handle) -> Result<()> {
+        if handle.is_of_version() {
+            return Ok(());
+        }
         let file = self.handles.find(handle)?;
         self.signals.check()?;
         if !file.access.write || !file.wrote.load(Ordering::Relaxed) {
@@ -310,6 +320,9 @@ impl Vault {
 
     /// The last reference to an open file is gone.
     pub fn release(&self, handle: Handle) -> Result<()> {
+        if handle.is_of_version() {
+            return self.close_version(handle);
+        }
         let file = self.handles.find(handle)?;
         if let Some(caller) = file.left.lock().take()
             && file.wrote.load(Ordering::Relaxed)
@@ -379,6 +392,9 @@ impl Vault {
     }
 
     pub fn fsync(&self, caller: &Caller, handle: Handle) -> Result<()> {
+        if handle.is_of_version() {
+            return Ok(());
+        }
         let file = self.handles.find(handle)?;
         if caller.patience == Patience::Never {
             return Err(Error::WouldWait);
@@ -413,6 +429,9 @@ impl Vault {
     pub fn set_attr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
         if ino == Ino::ROOT || ino.is_graveyard() {
             return Err(Error::NotPermitted("the mount's owner and mode are its own"));
+        }
+        if ino.is_in_versions() {
+            return Err(VERSIONS_STAY);
         }
         self.enter(ino, caller.patience)?;
         if let Some(size) = set.size {
@@ -522,6 +541,9 @@ impl Vault {
 
     /// The next data or hole at or after `offset`; a file ends in a hole.
     pub fn seek(&self, caller: &Caller, handle: Handle, offset: u64, whence: Seek) -> Result<u64> {
+        if handle.is_of_version() {
+            return self.seek_view(handle, offset, whence);
+        }
         let file = self.handles.find(handle)?;
         self.enter(file.ino, caller.patience)?;
         let size = self.records.get::<Node>(file.ino)?.ok_or(Error::NotFound)?.size;

@@ -23,6 +23,11 @@ impl Ino {
     const LOCAL_BITS: u32 = 40;
     const TOP: u64 = 1;
     const GRAVES: u64 = 2;
+    const VERSIONS_OF_ALL: u64 = 3;
+    /// Set in the number of a folder as `.versions` shows it; no organization counts that far.
+    const SHOWN: u64 = 1 << 39;
+    /// Set also in the numbers of objects and versions in there, which are given out as they are asked for.
+    const GIVEN: u64 = 1 << 38;
     /// The first number given to something that a user makes.
     pub const FIRST_LOCAL: u64 = 16;
 
@@ -30,6 +35,9 @@ impl Ino {
     pub const ROOT: Ino = Ino(Self::TOP);
     /// `/vault/.tombstones`
     pub const GRAVEYARD: Ino = Ino(Self::GRAVES);
+
+    /// `/vault/.versions`
+    pub const VERSIONS: Ino = Ino(Self::VERSIONS_OF_ALL);
 
     pub fn new(organization: OrgNo, local: u64) -> Self {
         Ino(u64::from(organization.0) << Self::LOCAL_BITS | local)
@@ -43,6 +51,26 @@ impl Ino {
     /// `/vault/.tombstones/ORG`
     pub fn graveyard_of(organization: OrgNo) -> Self {
         Self::new(organization, Self::GRAVES)
+    }
+
+    /// A folder as `.versions` shows it.
+    pub fn versions_of(folder: Ino) -> Self {
+        Ino(folder.0 | Self::SHOWN)
+    }
+
+    /// An object or a version as `.versions` shows it.
+    pub fn given(organization: OrgNo, number: u64) -> Self {
+        Self::new(organization, Self::SHOWN | Self::GIVEN | number)
+    }
+
+    /// Whether this is `.versions` or something in it.
+    pub fn is_in_versions(self) -> bool {
+        self == Self::VERSIONS || self.0 & Self::SHOWN != 0
+    }
+
+    /// The folder that this shows the versions of.
+    pub fn shown_folder(self) -> Option<Ino> {
+        (self.0 & (Self::SHOWN | Self::GIVEN) == Self::SHOWN).then_some(Ino(self.0 & !Self::SHOWN))
     }
 
     pub fn organization(self) -> OrgNo {
@@ -206,6 +234,11 @@ mod tests {
         let ino = Ino::new(OrgNo(7), 99);
         assert_eq!(ino.organization(), OrgNo(7));
         assert!(Ino::top_of(OrgNo(7)).is_top() && !Ino::ROOT.is_top());
+        let shown = Ino::versions_of(ino);
+        assert!(shown.is_in_versions() && shown.organization() == OrgNo(7) && shown.shown_folder() == Some(ino));
+        let given = Ino::given(OrgNo(7), 5);
+        assert!(given.is_in_versions() && given.organization() == OrgNo(7) && given.shown_folder().is_none());
+        assert!(!ino.is_in_versions() && Ino::VERSIONS.is_in_versions() && Ino::VERSIONS.shown_folder().is_none());
         assert!(Ino::graveyard_of(OrgNo(7)).is_graveyard() && Ino::GRAVEYARD.is_graveyard());
     }
 }

@@ -4,19 +4,21 @@ use super::error::{Error, Result};
 use super::ids::{Ino, OrgNo};
 use super::row::{Entry, Record};
 use super::tree::{TOMBSTONES, end_of_entries};
+use super::versions::VERSIONS;
 use super::{Caller, DirEntry, Vault};
 use crate::store::Key;
 
 /// Cookies of entries start above the ones that adapters give to `.` and `..`.
-const FIRST_COOKIE: u64 = 3;
-/// The cookie of `.tombstones`, after every other in the root.
+pub const FIRST_COOKIE: u64 = 3;
+/// The cookies of what is hidden in the root, after every other.
+const VERSIONS_COOKIE: u64 = i64::MAX as u64 - 1;
 const TOMBSTONES_COOKIE: u64 = i64::MAX as u64;
 
 /// The first half of a name's hash, less one bit, as a cookie: two names of one folder share one with a
 /// probability of n² / 2⁶⁴, and then a listing that is continued between them misses the second.
 fn cookie_of(key: &Key) -> u64 {
     let half = u64::from_be_bytes(key[8..16].try_into().expect("keys of entries hold a hash"));
-    (half >> 1).clamp(FIRST_COOKIE, TOMBSTONES_COOKIE - 1)
+    (half >> 1).clamp(FIRST_COOKIE, VERSIONS_COOKIE - 1)
 }
 
 impl Vault {
@@ -31,6 +33,9 @@ impl Vault {
         if ino == Ino::GRAVEYARD {
             return self.list_graveyards(cookie, f);
         }
+        if ino.is_in_versions() {
+            return self.list_versions(caller, ino, cookie, f);
+        }
         self.enter(ino, caller.patience)?;
         if ino.is_graveyard() {
             return self.list_graves(ino.organization(), cookie, f);
@@ -38,7 +43,7 @@ impl Vault {
         if !self.node(ino)?.kind.is_directory() {
             return Err(Error::NotADirectory);
         }
-        if cookie < TOMBSTONES_COOKIE {
+        if cookie < VERSIONS_COOKIE {
             let half = if cookie < FIRST_COOKIE { 0 } else { (cookie + 1) << 1 };
             let mut next = Some(Key::from(&[ino.0.to_be_bytes(), half.to_be_bytes()].concat()[..]));
             while let Some(start) = next {
@@ -51,9 +56,13 @@ impl Vault {
                 }
                 next = part.next;
             }
-            if ino == Ino::ROOT && self.show_hidden {
-                let name = TOMBSTONES.to_vec();
-                f(DirEntry { ino: Ino::GRAVEYARD, kind: libc::S_IFDIR, name, cookie: TOMBSTONES_COOKIE });
+        }
+        if ino == Ino::ROOT && self.show_hidden {
+            let hidden = [(VERSIONS_COOKIE, Ino::VERSIONS, VERSIONS), (TOMBSTONES_COOKIE, Ino::GRAVEYARD, TOMBSTONES)];
+            for (own, ino, name) in hidden.into_iter().filter(|(own, ..)| *own > cookie) {
+                if !f(DirEntry { ino, kind: libc::S_IFDIR, name: name.to_vec(), cookie: own }) {
+                    break;
+                }
             }
         }
         Ok(())

@@ -114,6 +114,7 @@ impl Vault {
             tunnels: Default::default(),
             removed: Default::default(),
             readers: Default::default(),
+            versions: Default::default(),
             signals: Signals::starting_after(own.batch),
             chores: Default::default(),
             freed: Default::default(),

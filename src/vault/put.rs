@@ -3,10 +3,10 @@
 use super::error::{Error, Result};
 use super::file::OpenFile;
 use super::ids::{Ino, ObjectId, OrgNo, VersionId};
+use super::reading::Reading;
 use super::records::Tx;
 use super::row::{Attributes, ContentRecord, Context, Entry, Kind, Node, Object, Pending, Task};
 use super::time::Time;
-use super::versions::Reading;
 use super::{Access, Caller, Handle, ObjectInfo, Vault};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -350,7 +350,7 @@ struct ValueReader<'a> {
 
 impl Read for ValueReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.reading.version.size - self.at;
+        let left = self.reading.of.version.size - self.at;
         let len = (out.len() as u64).min(left) as usize;
         if len == 0 {
             return Ok(0);

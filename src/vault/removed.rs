@@ -25,7 +25,10 @@ pub struct Last {
 
 impl Vault {
     /// The kernel knows this inode no more.
-    pub fn forget(&self, ino: Ino) {
+    pub fn forget(&self, ino: Ino, times: u64) {
+        if ino.is_in_versions() {
+            return self.versions.forget(ino, times);
+        }
         self.removed.0.lock().remove(&ino);
     }
 

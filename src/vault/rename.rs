@@ -6,10 +6,15 @@ use super::records::Tx;
 use super::row::{Entry, Kind, Node};
 use super::time::Time;
 use super::tree::TOMBSTONES;
+use super::versions::{VERSIONS, VERSIONS_STAY};
 use super::{Caller, RenameMode, Vault};
 
 impl Vault {
     pub fn rename(&self, caller: &Caller, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
+        let shown = |(folder, name): (Ino, &[u8])| folder.is_in_versions() || (folder == Ino::ROOT && name == VERSIONS);
+        if shown(from) || shown(to) {
+            return Err(VERSIONS_STAY);
+        }
         if from.0.is_graveyard() {
             return self.restore_by_rename(caller, from, to, mode);
         }

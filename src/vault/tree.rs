@@ -5,6 +5,7 @@ use super::ids::{Ino, ObjectId, OrgNo};
 use super::records::Tx;
 use super::row::{Attributes, ContentRecord, Entry, Kind, Node, Object, Pending, Record, Task};
 use super::time::Time;
+use super::versions::{VERSIONS, VERSIONS_STAY};
 use super::{Attr, Caller, Make, Vault};
 use crate::keys::Patience;
 use crate::store::Key;
@@ -58,6 +59,12 @@ impl Vault {
         if parent == Ino::ROOT && name == TOMBSTONES {
             return self.attr(caller, Ino::GRAVEYARD);
         }
+        if parent == Ino::ROOT && name == VERSIONS {
+            return self.attr(caller, Ino::VERSIONS);
+        }
+        if parent.is_in_versions() {
+            return self.lookup_version(caller, parent, name);
+        }
         if parent.is_graveyard() {
             return self.lookup_grave(caller, parent, name);
         }
@@ -79,6 +86,9 @@ impl Vault {
     pub fn attr(&self, caller: &Caller, ino: Ino) -> Result<Attr> {
         if ino.is_graveyard() {
             return self.graveyard_attr(ino);
+        }
+        if ino.is_in_versions() {
+            return self.version_attr(caller, ino);
         }
         if !ino.is_top() {
             self.enter(ino, caller.patience)?;
@@ -104,8 +114,11 @@ impl Vault {
 
     /// A folder's parent.
     pub fn parent(&self, caller: &Caller, directory: Ino) -> Result<Ino> {
-        if directory == Ino::ROOT || directory == Ino::GRAVEYARD {
+        if [Ino::ROOT, Ino::GRAVEYARD, Ino::VERSIONS].contains(&directory) {
             return Ok(Ino::ROOT);
+        }
+        if directory.is_in_versions() {
+            return self.parent_in_versions(caller, directory);
         }
         if directory.is_graveyard() {
             return Ok(Ino::GRAVEYARD);
@@ -207,6 +220,9 @@ impl Vault {
 
     pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         self.check_writable_folder(parent)?;
+        if ino.is_in_versions() {
+            return Err(VERSIONS_STAY);
+        }
         if ino.organization() != parent.organization() {
             return Err(Error::OtherOrganization);
         }
@@ -239,6 +255,9 @@ impl Vault {
     }
 
     pub fn unlink(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
+        if parent.is_in_versions() {
+            return Err(VERSIONS_STAY);
+        }
         if parent.is_graveyard() {
             return self.purge_entry(caller, parent, name);
         }
@@ -263,7 +282,7 @@ impl Vault {
 
     /// What removing a name in the root, which holds organizations only, is refused with.
     fn root_refusal(&self, name: &[u8]) -> Result<Error> {
-        if name == TOMBSTONES || self.find_entry(Ino::ROOT, name)?.is_some() {
+        if name == TOMBSTONES || name == VERSIONS || self.find_entry(Ino::ROOT, name)?.is_some() {
             return Ok(Error::IsADirectory);
         }
         Ok(Error::NotFound)
@@ -308,6 +327,9 @@ impl Vault {
         if parent == Ino::GRAVEYARD {
             return self.purge_organization_entry(caller, name);
         }
+        if parent.is_in_versions() || (parent == Ino::ROOT && name == VERSIONS) {
+            return Err(VERSIONS_STAY);
+        }
         if parent.is_graveyard() {
             return Err(Error::NotADirectory);
         }
@@ -339,6 +361,9 @@ impl Vault {
     pub(super) fn check_writable_folder(&self, folder: Ino) -> Result<()> {
         if folder.is_graveyard() {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
+        }
+        if folder.is_in_versions() {
+            return Err(VERSIONS_STAY);
         }
         if folder == Ino::ROOT {
             return Err(Error::NotPermitted("only organizations (directories) stand in a vault's root"));

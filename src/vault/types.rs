@@ -164,6 +164,19 @@ pub struct Access {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(pub u64);
 
+impl Handle {
+    const OF_VERSION: u64 = 1 << 63;
+
+    /// One open of one version.
+    pub(super) fn of_version(number: u64) -> Self {
+        Handle(Self::OF_VERSION | number)
+    }
+
+    pub(super) fn is_of_version(self) -> bool {
+        self.0 & Self::OF_VERSION != 0
+    }
+}
+
 /// `fallocate(2)`'s modes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocate {
@@ -233,7 +246,7 @@ pub struct Options {
     /// Who owns `/vault`.
     pub owner_uid: u32,
     pub owner_gid: u32,
-    /// Whether `.tombstones` is listed.
+    /// Whether `.tombstones` and `.versions` are listed.
     pub show_hidden: bool,
     /// Settings by name (`settings.rs`).
     pub settings: Vec<(String, String)>,

@@ -22,6 +22,10 @@ impl Vault {
     /// Copies up to `len` bytes between open files of any organizations; how many, 0 at the end of the source. Holes stay
     /// holes.
     pub fn copy_range(&self, caller: &Caller, from: (Handle, u64), to: (Handle, u64), len: u64) -> Result<u64> {
+        if from.0.is_of_version() {
+            // The kernel then reads and writes by itself.
+            return Err(Error::Unsupported("copying a range of a version inside the vault"));
+        }
         let (source, target) = (self.handles.find(from.0)?, self.handles.find(to.0)?);
         if !source.access.read || !target.access.write || target.access.append {
             return Err(Error::BadHandle);
