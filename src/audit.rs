@@ -72,6 +72,7 @@ pub struct Record {
     pub actor: Option<Actor>,
     pub organization: Option<String>,
     pub object: Option<String>,
+    pub version: Option<String>,
     pub detail: Option<String>,
 }
 

@@ -30,6 +30,7 @@ mod reaper;
 mod records;
 mod removed;
 mod rename;
+mod retention;
 mod room;
 mod row;
 mod settings;

@@ -93,6 +93,9 @@ fn event(api: &Api, record: Record) -> Event {
             }
             if name == "vault.data.created" || name == "vault.data.updated" {
                 put("key_context", context());
+                // Beyond the hosted vault's: which value it was.
+                put("object_id", json!(record.object));
+                put("version_id", json!(record.version));
             }
         }
         "vault.dek.read" | "vault.dek.rekeyed" => {

@@ -166,7 +166,6 @@ pub async fn revert(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) 
         let (id, _) = find(api, &who, Permission::Write, &object)?;
         let version = ordinal(api, id, &version)?;
         let stored = api.vault.revert_object(&who.caller, id, version, query.text("version_check")?)?;
-        api.note(&who, "vault.data.updated", |event| about(event, &stored));
         Ok(Json(api.object(stored)))
     })
     .await

@@ -52,7 +52,6 @@ pub async fn create(
                 problem if problem.code == Code::Invalid => Problem { code: Code::Unprocessable, ..problem },
                 problem => problem,
             })?;
-            api.note(&who, "vault.data.created", |event| about(event, &made));
             Ok((StatusCode::CREATED, serde_json::to_value(api.object(made).metadata).expect("plain data")))
         })
     })
@@ -236,11 +235,7 @@ fn update(api: &Api, who: &Principal, object: &[u8], next: NextValue, text: Text
                 return Err(Problem { code: Code::VersionLost, ..lost });
             }
         }
-        (stored, _) => {
-            let stored = stored?;
-            api.note(who, "vault.data.updated", |event| about(event, &stored));
-            stored
-        }
+        (stored, _) => stored?,
     };
     Ok((StatusCode::CREATED, Json(api.object(stored))).into_response())
 }
@@ -258,10 +253,7 @@ async fn store(api: Arc<Api>, who: Principal, uri: &Uri, object: Vec<u8>, body: 
             // A client hears the answer only once it has sent everything. If it broke off, nobody hears it.
             let _ = io::copy(&mut input, &mut io::sink());
         }
-        let stored = stored?;
-        let event = if stored.version == 1 { "vault.data.created" } else { "vault.data.updated" };
-        api.note(&who, event, |event| about(event, &stored));
-        Ok(api.object(stored))
+        Ok(api.object(stored?))
     });
     Ok((StatusCode::CREATED, Json(stored.await?)).into_response())
 }

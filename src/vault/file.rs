@@ -1,6 +1,8 @@
 //! Open files: reading and writing, sizes, holes, and what a close commits.
 
 mod copying;
+#[cfg(test)]
+mod tests;
 
 use super::changes::Run;
 use super::content::{Content, State};

@@ -110,7 +110,22 @@ impl Vault {
         node.changed = false;
         node.guard = node.guard.filter(|guard| !guard.belongs_to(id));
         tx.delete::<Pending>((ino, Task::Commit));
+        self.audit_version(tx, caller, ino.organization(), id, object);
         self.prune_versions(tx, ino.organization(), id, object)
+    }
+
+    /// Tells the audit log of an object's new version, once it is so.
+    fn audit_version(&self, tx: &mut Tx, caller: &Caller, org: OrgNo, id: ObjectId, object: &Object) {
+        let Some(current) = object.current() else { return };
+        let event = if current.ordinal == 1 { "vault.data.created" } else { "vault.data.updated" };
+        let event = AuditEvent {
+            organization: self.organizations.find(org).map(|o| o.id.to_string()),
+            object: Some(id.to_string()),
+            version: Some(current.id.to_string()),
+            ..AuditEvent::by(caller, event)
+        };
+        let audited = self.audited.clone();
+        tx.afterwards(move || audited.tell(&event));
     }
 
     /// Drops versions beyond `keep_versions`, or those that the organization's `keep_versions_for` is over for; the
@@ -282,6 +297,7 @@ impl Vault {
                     ..value.clone()
                 });
                 node.guard = None;
+                self.audit_version(tx, caller, org, id, &object);
                 self.prune_versions(tx, org, id, &mut object)?;
             }
             None => self.push_version(tx, caller, id, &mut object, &mut node, new)?,

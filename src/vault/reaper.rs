@@ -2,7 +2,7 @@
 
 use super::error::{Error, Result};
 use super::ids::OrgNo;
-use super::{Caller, Vault};
+use super::{Caller, Vault, retention};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ const AT_ONCE: usize = 256;
 /// Runs until the vault is closed.
 pub fn run(vault: Weak<Vault>) {
     let mut pause = Duration::from_secs(1);
+    let mut place = retention::START;
     loop {
         let Some(vault) = vault.upgrade() else { return };
         if vault.closing.wait_for(pause) {
@@ -19,6 +20,10 @@ pub fn run(vault: Weak<Vault>) {
         }
         if let Err(error) = round(&vault) {
             vault.report(&format!("tombstones were not reaped: {error}"));
+        }
+        match vault.end_versions(place) {
+            Ok(next) => place = next,
+            Err(error) => vault.report(&format!("versions were not reaped: {error}")),
         }
         pause = ROUND;
     }

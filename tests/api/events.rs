@@ -46,6 +46,36 @@ fn events_have_the_names_and_fields_of_the_hosted_vault() {
 }
 
 #[test]
+fn a_save_on_the_mount_is_one_event_with_its_version() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let (f, service) = (vault.org("acme").join("f"), vault.service());
+    let version = || service.get("/vault/v1/kv/acme%2Ff/metadata").is(200)["metadata"]["version_id"].clone();
+    let sh = |script: &str| crate::vault::run("sh", &[&"-c", &script, &f]);
+    let mut ids = Vec::new();
+    for script in
+        ["echo 1 > \"$0\"", "echo 2 > \"$0\"", "echo 3 >> \"$0\"", "echo 4 > \"$0.new\"; mv \"$0.new\" \"$0\""]
+    {
+        sh(script);
+        ids.push(version());
+    }
+    // Neither is a new value.
+    sh("cat \"$0\"; chmod 600 \"$0\"; touch \"$0\"; ls -l \"$0\"; mv \"$0\" \"$0.moved\"; mv \"$0.moved\" \"$0\"");
+    sh("rm \"$0\"");
+    let of = |names: &str| service.get(&format!("/events?events={names}&limit=100")).is(200)["data"].clone();
+    let (created, updated) = (of("vault.data.created"), of("vault.data.updated"));
+    let told = |events: &serde_json::Value| -> Vec<_> {
+        events.as_array().unwrap().iter().map(|event| event["data"]["version_id"].clone()).collect()
+    };
+    // The file that replaced it was an object of its own for a moment.
+    assert_eq!((told(&created).len(), &told(&created)[0]), (2, &ids[0]));
+    assert_eq!(told(&updated), ids[1..]);
+    assert_eq!(updated[0]["data"]["object_id"], created[0]["data"]["object_id"]);
+    assert_eq!(updated[0]["data"]["actor_id"], "uid:0");
+    assert_eq!(of("vault.data.deleted").as_array().unwrap().len(), 1);
+    assert_eq!(of("vault.data.read"), json!([]));
+}
+
+#[test]
 fn a_storm_of_stat_calls_is_no_storm_of_events() {
     let vault = Vault::up();
     let acme = vault.org("acme");

@@ -92,6 +92,22 @@ fn quotas_refuse_what_is_too_much_on_the_mount_and_in_the_api() {
 }
 
 #[test]
+fn versions_whose_time_is_over_go_without_another_save() {
+    let (vault, service) = served();
+    let count = || service.get("/vault/v1/kv/acme%2Fv/versions").is(200)["data"].as_array().unwrap().len();
+    for n in 0..5 {
+        vault.command_with(&["object", "put", "acme/v"], n.to_string().as_bytes()).good();
+    }
+    service.put("/organizations/acme", json!({ "keep_versions_for": 1 })).is(200);
+    let gone = (0..60).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        count() == 1
+    });
+    assert!(gone, "{} versions", count());
+    assert_eq!(service.get("/vault/v1/kv/acme%2Fv").is(200)["value"], "4");
+}
+
+#[test]
 fn versions_are_kept_for_a_time_instead_of_by_number() {
     let (vault, service) = served();
     let count = || service.get("/vault/v1/kv/acme%2Fv/versions").is(200)["data"].as_array().unwrap().len();
