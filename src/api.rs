@@ -1,7 +1,7 @@
 //! The HTTP API of a vault: the one way in for services and for the command line, over TCP, through a unix socket or
 //! in process.
 //!
-//! Routes and shapes are those of the hosted object vault, and some more (`openapi.rs` describes them all). An
+//! Routes and shapes are those of the hosted object vault, and some more (`openapi.rs` describes all but those for operators: status, metrics, fsck, keys). An
 //! `{object}` is an id or `ORG/PATH`, percent-encoded as one segment. Values are JSON, or `application/octet-stream`.
 
 mod access;
@@ -11,6 +11,7 @@ mod datakeys;
 mod error;
 mod events;
 mod health;
+mod keys;
 mod metrics;
 mod objects;
 mod openapi;
@@ -127,6 +128,14 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/vault/v1/keys/rekey", post(datakeys::rekey))
         .route("/vault/v1/kv", get(objects::list).post(values::create))
         .route("/vault/v1/kv/{object}", get(values::read).put(values::put).delete(objects::delete))
+        .route("/organizations/{organization}/lock", post(organizations::lock))
+        .route("/organizations/{organization}/unlock", post(organizations::unlock))
+        .route("/organizations/{organization}/rotate", post(keys::rotate))
+        .route("/organizations/{organization}/revoke", post(keys::revoke))
+        .route("/keys", get(keys::list))
+        .route("/keys/rotations", get(keys::rotations))
+        .route("/keys/rotate", post(keys::rotate_all))
+        .route("/keys/root/rotate", post(keys::rotate_root))
         .route("/vault/v1/kv/{object}/metadata", get(objects::describe))
         .route("/vault/v1/kv/{object}/versions", get(objects::versions))
         .route("/vault/v1/kv/{object}/versions/{version}", get(values::read_version))

@@ -9,6 +9,7 @@ mod doctor;
 mod exit;
 mod fsck;
 mod helper;
+mod keys;
 mod mount;
 mod objects;
 mod options;
@@ -63,6 +64,9 @@ enum Command {
     /// Organizations: tenants, each with its own keys
     #[command(subcommand)]
     Org(organizations::Org),
+    /// Keys: the KEKs of organizations, their rotation and their end
+    #[command(subcommand)]
+    Key(keys::Key),
     /// Objects: encrypted values with versions
     #[command(subcommand)]
     Object(objects::Object),
@@ -100,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Fsck(fsck) => fsck.run(global),
         Command::Doctor => doctor::run(global),
         Command::Org(org) => org.run(global),
+        Command::Key(key) => key.run(global),
         Command::Object(object) => object.run(global),
         Command::Tombstone(tombstone) => tombstone.run(global),
         Command::Apikey(apikey) => apikey.run(global),
@@ -130,6 +135,8 @@ mod tests {
             "--vault /s status --json",
             "fsck --repair --report /r --json",
             "org create acme --owner 1000:1000 --mode 0750 --json",
+            "key rotate --all --json",
+            "key revoke acme customer=c17 --for-ever --json",
             "object list acme/db --vault /s --json",
             "object put acme/db/pw --if-version 3 --json",
             "object get acme/db/pw --version 1 --json",

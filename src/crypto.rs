@@ -14,6 +14,7 @@ pub use record::{NameKey, RecordKey, RecordPlace};
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// What can go wrong below every other layer.
@@ -34,7 +35,9 @@ mod label {
     pub const NAMES: &[u8] = b"vaultfs/1/names";
     pub const HEADER: &[u8] = b"vaultfs/1/header";
     pub const COMMITMENT: &[u8] = b"vaultfs/1/commitment";
+    pub const CONTEXT: &[u8] = b"vaultfs/1/context";
     pub const WRAP: &[u8] = b"vaultfs/1/wrap";
+    pub const DATA_KEYS: &[u8] = b"vaultfs/1/data-keys";
 }
 
 /// 128 random bits drawn anew for each sealing and stored beside it.
@@ -82,21 +85,40 @@ pub fn commitment(dek: &LockedKey, organization: &[u8; 16], content: u64, dek_id
     out
 }
 
-/// The AAD under which a KEK wraps a DEK: SHA-256(label ‖ canonical key context ‖ KEK version ‖ DEK id).
+/// A key context in 32 bytes: SHA-256(label ‖ number of pairs ‖ each key and value behind its length).
 ///
-/// `context` holds the pairs in the order of their keys; each string is preceded by its length, so no
+/// `context` holds the pairs in the order of their keys; since each string is preceded by its length, no
 /// two contexts have one encoding.
-pub fn wrap_aad(context: &[(String, String)], kek_version: u32, dek_id: &[u8; 16]) -> [u8; 32] {
+pub fn context_digest(context: &[(String, String)]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(label::WRAP);
+    hash.update(label::CONTEXT);
     hash.update((context.len() as u32).to_be_bytes());
     for text in context.iter().flat_map(|(key, value)| [key, value]) {
         hash.update((text.len() as u32).to_be_bytes());
         hash.update(text.as_bytes());
     }
+    hash.finalize().into()
+}
+
+/// The AAD under which a KEK makes its layer of a wrapped DEK: SHA-256(label ‖ context digest ‖ KEK version ‖ DEK id).
+pub fn wrap_aad(context: &[u8; 32], kek_version: u32, dek_id: &[u8; 16]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(label::WRAP);
+    hash.update(context);
     hash.update(kek_version.to_be_bytes());
     hash.update(dek_id);
     hash.finalize().into()
+}
+
+/// What data keys of a context are sealed under: HKDF(the keys of all pairs in their order, no salt, label ‖ context
+/// digest). Every one of them is needed.
+pub fn joint_key(keys: &[Arc<LockedKey>], context: &[u8; 32]) -> Result<LockedKey, CryptoError> {
+    let all = Zeroizing::new(keys.iter().flat_map(|key| *key.expose()).collect::<Vec<u8>>());
+    let mut key = Zeroizing::new([0; 32]);
+    Hkdf::<Sha256>::new(None, &all)
+        .expand_multi_info(&[label::DATA_KEYS, context], key.as_mut())
+        .expect("32 bytes is a valid HKDF-SHA256 length");
+    LockedKey::take(&mut key)
 }
 
 /// The tag over a vault's header (`vault.json`): HMAC-SHA256 under a key derived from the vault's metadata key.
@@ -126,13 +148,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_joint_key_needs_every_key_in_its_place_and_the_context() {
+        let key = |byte| Arc::new(LockedKey::take(&mut [byte; 32]).unwrap());
+        let joint = |keys: &[u8], context| {
+            let keys: Vec<_> = keys.iter().map(|byte| key(*byte)).collect();
+            *joint_key(&keys, &[context; 32]).unwrap().expose()
+        };
+        let whole = joint(&[1, 2], 0);
+        assert_eq!(whole, joint(&[1, 2], 0));
+        for other in [joint(&[1], 0), joint(&[2], 0), joint(&[2, 1], 0), joint(&[1, 3], 0), joint(&[1, 2], 1)] {
+            assert_ne!(whole, other);
+        }
+    }
+
+    #[test]
     fn contexts_have_one_encoding_each() {
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
         let id = [7; 16];
-        let shifted = wrap_aad(&[pair("ab", "c")], 1, &id);
-        assert_ne!(shifted, wrap_aad(&[pair("a", "bc")], 1, &id));
-        assert_ne!(shifted, wrap_aad(&[pair("ab", "c")], 2, &id));
-        assert_eq!(shifted, wrap_aad(&[pair("ab", "c")], 1, &id));
+        let aad = |context: &[(String, String)], version| wrap_aad(&context_digest(context), version, &id);
+        let shifted = aad(&[pair("ab", "c")], 1);
+        assert_ne!(shifted, aad(&[pair("a", "bc")], 1));
+        assert_ne!(shifted, aad(&[pair("ab", "c")], 2));
+        assert_ne!(shifted, aad(&[pair("ab", "c"), pair("d", "")], 1));
+        assert_eq!(shifted, aad(&[pair("ab", "c")], 1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod batch;
 mod catalog;
 mod changes;
 mod content;
+mod context;
 mod datakey;
 mod error;
 mod extents;
@@ -19,7 +20,9 @@ mod graveyard;
 mod header;
 mod ids;
 mod inventory;
+mod kek;
 mod listing;
+mod locking;
 mod object;
 mod opening;
 mod organization;
@@ -32,6 +35,7 @@ mod removed;
 mod rename;
 mod retention;
 mod room;
+mod rotation;
 mod row;
 mod settings;
 mod storing;
@@ -107,6 +111,9 @@ pub struct Vault {
     removed: Removed,
     readers: Readers,
     versions: Versions,
+    /// Held while a KEK is made, so that no pair gets two.
+    making_keks: Mutex<()>,
+    rotations: rotation::Rotations,
     signals: Signals,
     /// Work on extents that stored batches asked for, and the batch that is being stored.
     chores: Mutex<VecDeque<(Ino, Task, u64)>>,
@@ -266,6 +273,10 @@ impl Closing {
     fn set(&self) {
         *self.0.lock() = true;
         self.1.notify_all();
+    }
+
+    fn is_set(&self) -> bool {
+        *self.0.lock()
     }
 
     /// Whether the vault closed before the time was over.

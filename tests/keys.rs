@@ -18,7 +18,7 @@ fn a_dek_survives_its_wrapping_and_a_new_keyring() {
         let keyring = token.open();
         let kek = kek(&keyring);
         assert_eq!(keyring.kek_state(kek), KekState::Active);
-        let fresh = keyring.fresh(1, kek, &context("a"), Patience::Wait).unwrap();
+        let fresh = keyring.fresh(1, &[kek], &context("a"), Patience::Wait).unwrap();
         assert_eq!(fresh.wrapped.layers[0].kek, kek);
         drop(keyring);
         let again = token.open();
@@ -54,13 +54,15 @@ fn what_was_changed_or_moved_does_not_authenticate() {
             wrapped
         };
         let bad = [
-            changed(&|w| w.layers[0].ciphertext[0] ^= 1),
-            changed(&|w| w.layers[0].ciphertext[47] ^= 1),
+            changed(&|w| w.ciphertext[0] ^= 1),
+            changed(&|w| w.ciphertext[47] ^= 1),
+            changed(&|w| w.ciphertext.truncate(20)),
             changed(&|w| w.layers[0].iv[5] ^= 1),
+            changed(&|w| w.layers[0].iv.push(0)),
             changed(&|w| w.dek_id[0] ^= 1),
             changed(&|w| w.layers[0].kek = other),
             changed(&|w| w.layers[0].kek = second_version),
-            changed(&|w| w.suite = 2),
+            changed(&|w| w.layers[0].suite = 2),
             changed(&|w| w.layers.clear()),
             changed(&|w| w.layers.push(w.layers[0].clone())),
         ];
@@ -89,7 +91,7 @@ fn a_missing_kek_is_reported_and_not_made() {
         assert!(matches!(keyring.destroy_kek(lost), Err(KeyError::NoSuchKey(k)) if k == lost));
         let unwrapped = keyring.unwrap(1, &dek, &context("a"), Patience::Wait);
         assert!(matches!(unwrapped, Err(KeyError::NoSuchKey(k)) if k == lost));
-        let fresh = keyring.fresh(1, lost, &context("a"), Patience::Wait);
+        let fresh = keyring.fresh(1, &[lost], &context("a"), Patience::Wait);
         assert!(matches!(fresh, Err(KeyError::NoSuchKey(k)) if k == lost));
         assert_eq!(keyring.kek_state(lost), KekState::Missing);
         assert_eq!(keyring.kek_state(kept), KekState::Active);
@@ -150,12 +152,12 @@ fn a_warm_pool_makes_deks_without_the_token() {
         config.pool = 16;
         let keyring = Keyring::open(config).unwrap();
         let kek = kek(&keyring);
-        let none = keyring.fresh(1, kek, &context("a"), Patience::Never);
+        let none = keyring.fresh(1, &[kek], &context("a"), Patience::Never);
         assert!(matches!(none, Err(KeyError::WouldWait)));
         eventually(Duration::from_secs(5), || keyring.status().pooled == 16);
         let before = keyring.token_calls();
         let deks: Vec<_> =
-            (0..7).map(|_| keyring.fresh(1, kek, &context("a"), Patience::Never).unwrap().wrapped).collect();
+            (0..7).map(|_| keyring.fresh(1, &[kek], &context("a"), Patience::Never).unwrap().wrapped).collect();
         assert_eq!(keyring.token_calls(), before);
         assert_eq!(deks.iter().map(|dek| dek.dek_id).collect::<HashSet<_>>().len(), 7);
         for dek in &deks {
@@ -163,7 +165,7 @@ fn a_warm_pool_makes_deks_without_the_token() {
             keyring.forget(&dek.dek_id);
             keyring.unwrap(1, dek, &context("a"), Patience::Wait).unwrap();
         }
-        keyring.fresh(1, kek, &context("a"), Patience::Never).unwrap();
+        keyring.fresh(1, &[kek], &context("a"), Patience::Never).unwrap();
         eventually(Duration::from_secs(5), || keyring.status().pooled == 16);
         keyring.forget_organization(1);
         assert_eq!((keyring.status().pooled, keyring.status().cached), (0, 0));
@@ -196,7 +198,7 @@ fn a_key_past_its_soft_age_is_refreshed_in_the_background() {
         config.cache = CacheLimits { entries: 10, soft: Duration::from_millis(50), hard: Duration::from_secs(60) };
         let keyring = Keyring::open(config).unwrap();
         let (lost, _kept) = (kek(&keyring), kek(&keyring));
-        let dek = keyring.fresh(1, lost, &context("a"), Patience::Wait).unwrap().wrapped;
+        let dek = keyring.fresh(1, &[lost], &context("a"), Patience::Wait).unwrap().wrapped;
         std::thread::sleep(Duration::from_millis(60));
         let before = keyring.status().calls.unwraps;
         keyring.unwrap(1, &dek, &context("a"), Patience::Never).unwrap();
@@ -221,7 +223,7 @@ fn eight_threads_ask_for_each_key_once() {
                     for number in 0..deks.len() {
                         let dek = &deks[(number + thread % 2) % deks.len()];
                         keyring.unwrap(1, dek, &context("a"), Patience::Wait).unwrap();
-                        keyring.fresh(2, kek, &context("b"), Patience::Wait).unwrap();
+                        keyring.fresh(2, &[kek], &context("b"), Patience::Wait).unwrap();
                     }
                 });
             }

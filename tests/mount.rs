@@ -10,6 +10,8 @@ mod vault;
 mod acl;
 #[path = "mount/attributes.rs"]
 mod attributes;
+#[path = "mount/contexts.rs"]
+mod contexts;
 #[path = "mount/copying.rs"]
 mod copying;
 #[path = "mount/exercise.rs"]
@@ -22,6 +24,8 @@ mod full;
 mod lasting;
 #[path = "mount/links.rs"]
 mod links;
+#[path = "mount/locking.rs"]
+mod locking;
 #[path = "mount/logging.rs"]
 mod logging;
 #[path = "mount/opening.rs"]
@@ -30,6 +34,8 @@ mod opening;
 mod organizations;
 #[path = "mount/outage.rs"]
 mod outage;
+#[path = "mount/rotation.rs"]
+mod rotation;
 #[path = "mount/saving.rs"]
 mod saving;
 #[path = "mount/secrecy.rs"]

@@ -16,7 +16,7 @@ use vaultfs::vault::{
     Access, Caller, Error, Finding, FindingCode, Ino, Make, ObjectId, Options, Result, SetXattr, Severity, Vault,
 };
 
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 17] = [
     "organization",
     "node",
     "entry",
@@ -30,6 +30,10 @@ const TABLES: [&str; 13] = [
     "pending",
     "segment",
     "freed",
+    "api_key",
+    "profile",
+    "kek",
+    "intent",
 ];
 
 /// Everything a reader can ask for, by what they would call it; an error as its errno.

@@ -186,6 +186,24 @@ pub async fn delete(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) 
     .await
 }
 
+pub async fn lock(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<StatusCode, Problem> {
+    let which = text(&uri, 1)?;
+    api.run(move |api| {
+        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        Ok(api.vault.lock_organization(&who.caller, &which).map(|()| StatusCode::NO_CONTENT)?)
+    })
+    .await
+}
+
+pub async fn unlock(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<StatusCode, Problem> {
+    let which = text(&uri, 1)?;
+    api.run(move |api| {
+        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        Ok(api.vault.unlock_organization(&who.caller, &which).map(|()| StatusCode::NO_CONTENT)?)
+    })
+    .await
+}
+
 impl OrganizationChange {
     fn apply(self, profile: &mut Profile) {
         profile.external_id = self.external_id.unwrap_or(profile.external_id.take());

@@ -164,6 +164,13 @@ pub struct Value {
     pub metadata: Metadata,
 }
 
+/// A pair of a key context: the body of `POST /organizations/{organization}/revoke`.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct KeyPair {
+    pub key: String,
+    pub value: String,
+}
+
 /// The body of `POST /vault/v1/keys/data-key`.
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct NewDataKey {

@@ -84,6 +84,13 @@ impl Client {
         self.send(request, body.into())?.json()
     }
 
+    /// Something to do that has no answer but that it is done, or begun.
+    pub fn order(&mut self, path: &str, body: &impl serde::Serialize) -> Result<(), Failure> {
+        let body = serde_json::to_vec(body).expect("a request is plain data");
+        let request = Request::builder().method(Method::POST).uri(path).header("content-type", "application/json");
+        self.send(request, body.into()).map(drop)
+    }
+
     /// Raw bytes, as they come.
     pub fn stream(
         &mut self,

@@ -47,6 +47,16 @@ pub enum Org {
         /// Name or id (org_…)
         organization: String,
     },
+    /// Take an organization's keys out of memory: it answers ENOKEY until it is unlocked
+    Lock {
+        /// Name or id (org_…)
+        organization: String,
+    },
+    /// Let an organization's keys be used again
+    Unlock {
+        /// Name or id (org_…)
+        organization: String,
+    },
     /// Delete an empty organization; its KEKs live until its last tombstone is purged
     Delete {
         /// Name or id (org_…)
@@ -80,6 +90,8 @@ impl Org {
                 let shown = client.ask(Method::GET, &route(&organization)).map_err(|f| f.about(&organization))?;
                 show(&shown, global)
             }
+            Org::Lock { organization } => order(client, &organization, "lock"),
+            Org::Unlock { organization } => order(client, &organization, "unlock"),
             Org::Delete { organization } => {
                 let deleted = client.ask(Method::DELETE, &route(&organization));
                 let deleted: Deleted = deleted.map_err(|f| f.about(&organization))?;
@@ -87,6 +99,10 @@ impl Org {
             }
         }
     }
+}
+
+fn order(client: &mut Client, organization: &str, what: &str) -> Result<(), Failure> {
+    client.order(&format!("{}/{what}", route(organization)), &()).map_err(|f| f.about(organization))
 }
 
 fn list(client: &mut Client, global: &Global) -> Result<(), Failure> {

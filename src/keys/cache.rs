@@ -29,7 +29,8 @@ pub struct CacheLimits {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Claim {
     pub organization: u32,
-    pub aad: [u8; 32],
+    /// The digest of the key context.
+    pub context: [u8; 32],
     pub wrapped: WrappedDek,
 }
 
@@ -123,6 +124,14 @@ impl Cache {
         }
     }
 
+    /// The DEK has another wrapping now. Only what is there already is changed: a re-wrap of many is no use of them.
+    pub fn rewrapped(&self, claim: Claim) {
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entries.get_mut(&claim.wrapped.dek_id) {
+            entry.claim = claim;
+        }
+    }
+
     pub fn forget(&self, dek_id: &[u8; 16]) {
         let mut state = self.state.lock();
         state.epoch.0 += 1;
@@ -177,8 +186,8 @@ mod tests {
     }
 
     fn claim(organization: u32, number: u8) -> Claim {
-        let wrapped = WrappedDek { suite: 1, dek_id: [number; 16], layers: Vec::new() };
-        Claim { organization, aad: [0; 32], wrapped }
+        let wrapped = WrappedDek { dek_id: [number; 16], layers: Vec::new(), ciphertext: Vec::new() };
+        Claim { organization, context: [0; 32], wrapped }
     }
 
     fn put(cache: &Cache, claim: &Claim) {
@@ -203,9 +212,9 @@ mod tests {
         let cache = cache(2, LONG, LONG);
         put(&cache, &claim(1, 1));
         assert!(cache.get(&claim(2, 1)).is_none());
-        assert!(cache.get(&Claim { aad: [1; 32], ..claim(1, 1) }).is_none());
+        assert!(cache.get(&Claim { context: [1; 32], ..claim(1, 1) }).is_none());
         let mut other = claim(1, 1);
-        other.wrapped.suite = 2;
+        other.wrapped.ciphertext.push(2);
         assert!(cache.get(&other).is_none());
         assert!(cache.get(&claim(1, 1)).is_some());
     }

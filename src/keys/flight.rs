@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn who_asks_the_same_at_the_same_time_asks_once() {
         let flights = Flights::default();
-        let wrapped = WrappedDek { suite: 1, dek_id: [1; 16], layers: Vec::new() };
-        let claim = Claim { organization: 1, aad: [0; 32], wrapped };
+        let wrapped = WrappedDek { dek_id: [1; 16], layers: Vec::new(), ciphertext: Vec::new() };
+        let claim = Claim { organization: 1, context: [0; 32], wrapped };
         let (asked, started, timeout) = (AtomicUsize::new(0), Barrier::new(2), Duration::from_secs(10));
         std::thread::scope(|scope| {
             scope.spawn(|| {

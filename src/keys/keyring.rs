@@ -5,12 +5,13 @@ use super::configuration;
 use super::flight::Flights;
 use super::pool::{Order, Pool, Recipe};
 use super::token::{Seat, Token};
-use super::{KekRef, KekState, KeyError, Patience, PinSource, SUITE_TOKEN_GCM, TokenStatus, TokenUri, WrappedDek};
-use crate::crypto::{LockedKey, random, wrap_aad};
+use super::{KekRef, KekState, KeyError, Patience, PinSource, TokenStatus, TokenUri, WrappedDek};
+use crate::crypto::{LockedKey, context_digest, random, wrap_aad};
 use parking_lot::RwLock;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Wraps done in one go before others get their turn.
 const BATCH: usize = 8;
@@ -76,7 +77,7 @@ impl Keyring {
     /// Destroys a KEK for good, and forgets every DEK under it. [`KeyError::NoSuchKey`] when it is gone already.
     pub fn destroy_kek(&self, kek: KekRef) -> Result<(), KeyError> {
         let forget = |memory: &Memory| {
-            memory.pool.forget_where(|recipe| recipe.kek == kek);
+            memory.pool.forget_where(|recipe| recipe.keks.contains(&kek));
             memory.cache.forget_where(|claim| claim.wrapped.layers.iter().any(|layer| layer.kek == kek));
         };
         forget(&self.memory);
@@ -102,12 +103,10 @@ impl Keyring {
         context: &[(String, String)],
         patience: Patience,
     ) -> Result<Arc<LockedKey>, KeyError> {
-        let [layer] = &wrapped.layers[..] else { return Err(KeyError::Authentication) };
-        if wrapped.suite != SUITE_TOKEN_GCM {
+        if wrapped.layers.is_empty() || wrapped.layers.len() != context.len() {
             return Err(KeyError::Authentication);
         }
-        let aad = wrap_aad(context, layer.kek.version, &wrapped.dek_id);
-        let claim = Claim { organization, aad, wrapped: wrapped.clone() };
+        let claim = Claim { organization, context: context_digest(context), wrapped: wrapped.clone() };
         if let Some(key) = self.cached(&claim) {
             return Ok(key);
         }
@@ -133,12 +132,11 @@ impl Keyring {
     /// Opens a wrapped DEK for a look that nobody else shall profit from: it is neither kept nor told to the hook.
     /// Waits for the token; `context` as for [`Keyring::unwrap`].
     pub fn unwrap_once(&self, wrapped: &WrappedDek, context: &[(String, String)]) -> Result<Arc<LockedKey>, KeyError> {
-        let [layer] = &wrapped.layers[..] else { return Err(KeyError::Authentication) };
-        if wrapped.suite != SUITE_TOKEN_GCM {
+        if wrapped.layers.is_empty() || wrapped.layers.len() != context.len() {
             return Err(KeyError::Authentication);
         }
-        let (layer, aad) = (layer.clone(), wrap_aad(context, layer.kek.version, &wrapped.dek_id));
-        self.token.ask(move |seat| seat.unwrap(&layer, &aad)).map(Arc::new)
+        let (wrapped, context) = (wrapped.clone(), context_digest(context));
+        self.token.ask(move |seat| open_layers(seat, &wrapped, &context)).map(Arc::new)
     }
 
     fn cached(&self, claim: &Claim) -> Option<Arc<LockedKey>> {
@@ -152,15 +150,15 @@ impl Keyring {
 
     /// A new DEK, from the pool when there is one; it is in the cache as well.
     ///
-    /// `context` as for [`Keyring::unwrap`].
+    /// `context` as for [`Keyring::unwrap`], and `keks` the KEK of each of its pairs.
     pub fn fresh(
         &self,
         organization: u32,
-        kek: KekRef,
+        keks: &[KekRef],
         context: &[(String, String)],
         patience: Patience,
     ) -> Result<FreshDek, KeyError> {
-        let recipe = Recipe { organization, kek, context: context.to_vec() };
+        let recipe = Recipe { organization, keks: keks.to_vec(), context: context.to_vec() };
         let asked = self.memory.cache.epoch();
         let (ready, order) = self.memory.pool.take(&recipe);
         order.into_iter().for_each(|order| self.place(order));
@@ -172,25 +170,37 @@ impl Keyring {
                 self.token.ask(move |seat| wrap_new(seat, &recipe))?
             }
         };
-        let aad = wrap_aad(context, kek.version, &dek.wrapped.dek_id);
-        let claim = Claim { organization, aad, wrapped: dek.wrapped.clone() };
+        let claim = Claim { organization, context: context_digest(context), wrapped: dek.wrapped.clone() };
         self.memory.cache.insert(claim, dek.key.clone(), asked);
         Ok(dek)
     }
 
-    /// Wraps a DEK that is open once more, under another key context: what it sealed stays as it is.
-    ///
-    /// `context` as for [`Keyring::unwrap`].
+    /// The same DEK, with the same id, under other KEKs or another key context; always asks the token.
     pub fn rewrap(
         &self,
-        kek: KekRef,
+        organization: u32,
+        wrapped: &WrappedDek,
         context: &[(String, String)],
-        dek_id: [u8; 16],
-        key: Arc<LockedKey>,
+        keks: &[KekRef],
+        new_context: &[(String, String)],
     ) -> Result<WrappedDek, KeyError> {
-        let aad = wrap_aad(context, kek.version, &dek_id);
-        let layer = self.token.ask(move |seat| seat.wrap(kek, &aad, &key))?;
-        Ok(WrappedDek { suite: SUITE_TOKEN_GCM, dek_id, layers: vec![layer] })
+        let old = Claim { organization, context: context_digest(context), wrapped: wrapped.clone() };
+        let cached = self.memory.cache.get(&old).map(|hit| hit.key);
+        if cached.is_none() && wrapped.layers.len() != context.len() {
+            return Err(KeyError::Authentication);
+        }
+        let recipe = Recipe { organization, keks: keks.to_vec(), context: new_context.to_vec() };
+        let memory = self.memory.clone();
+        self.token.ask(move |seat| {
+            let key = match cached {
+                Some(key) => key,
+                None => Arc::new(memory.open(seat, &old)?),
+            };
+            let wrapped = wrap(seat, &recipe, &key, old.wrapped.dek_id)?;
+            let context = context_digest(&recipe.context);
+            memory.cache.rewrapped(Claim { organization, context, wrapped: wrapped.clone() });
+            Ok(wrapped)
+        })
     }
 
     fn place(&self, order: Order) {
@@ -231,8 +241,7 @@ impl Keyring {
 
 impl Memory {
     fn open(&self, seat: &mut Seat, claim: &Claim) -> Result<LockedKey, KeyError> {
-        let layer = claim.wrapped.layers.first().ok_or(KeyError::Authentication)?;
-        let key = seat.unwrap(layer, &claim.aad)?;
+        let key = open_layers(seat, &claim.wrapped, &claim.context)?;
         if let Some(hook) = &*self.on_unwrap.read() {
             hook(claim.organization, &claim.wrapped.dek_id);
         }
@@ -274,9 +283,32 @@ impl Drop for Batch {
 }
 
 fn wrap_new(seat: &mut Seat, recipe: &Recipe) -> Result<FreshDek, KeyError> {
-    let (key, dek_id) = (LockedKey::generate()?, random());
-    let layer = seat.wrap(recipe.kek, &wrap_aad(&recipe.context, recipe.kek.version, &dek_id), &key)?;
-    Ok(FreshDek { key: Arc::new(key), wrapped: WrappedDek { suite: SUITE_TOKEN_GCM, dek_id, layers: vec![layer] } })
+    let key = LockedKey::generate()?;
+    let wrapped = wrap(seat, recipe, &key, random())?;
+    Ok(FreshDek { key: Arc::new(key), wrapped })
+}
+
+/// The outermost layer first.
+fn open_layers(seat: &mut Seat, wrapped: &WrappedDek, context: &[u8; 32]) -> Result<LockedKey, KeyError> {
+    let WrappedDek { dek_id, layers, ciphertext } = wrapped;
+    let mut inner = Zeroizing::new(ciphertext.clone());
+    for layer in layers.iter().rev() {
+        inner = seat.unwrap(layer, &wrap_aad(context, layer.kek.version, dek_id), &inner)?;
+    }
+    let mut dek = Zeroizing::new(<[u8; 32]>::try_from(&inner[..]).map_err(|_| KeyError::Authentication)?);
+    Ok(LockedKey::take(&mut dek)?)
+}
+
+fn wrap(seat: &mut Seat, recipe: &Recipe, key: &LockedKey, dek_id: [u8; 16]) -> Result<WrappedDek, KeyError> {
+    let context = context_digest(&recipe.context);
+    let mut layers = Vec::with_capacity(recipe.keks.len());
+    let mut inner = Zeroizing::new(key.expose().to_vec());
+    for kek in &recipe.keks {
+        let (layer, outer) = seat.wrap(*kek, &wrap_aad(&context, kek.version, &dek_id), &inner)?;
+        layers.push(layer);
+        inner = Zeroizing::new(outer);
+    }
+    Ok(WrappedDek { dek_id, layers, ciphertext: std::mem::take(&mut inner) })
 }
 
 /// Takes keys past their age out of memory when nobody asks for them any more.

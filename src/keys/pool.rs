@@ -15,7 +15,8 @@ const MOST: usize = 16 * 1024;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Recipe {
     pub organization: u32,
-    pub kek: KekRef,
+    /// One for each pair of the context.
+    pub keks: Vec<KekRef>,
     pub context: Vec<(String, String)>,
 }
 
@@ -123,12 +124,12 @@ mod tests {
     use std::sync::Arc;
 
     fn dek() -> FreshDek {
-        let wrapped = WrappedDek { suite: 1, dek_id: random(), layers: Vec::new() };
+        let wrapped = WrappedDek { dek_id: random(), layers: Vec::new(), ciphertext: Vec::new() };
         FreshDek { key: Arc::new(LockedKey::generate().unwrap()), wrapped }
     }
 
     fn recipe(organization: u32) -> Recipe {
-        Recipe { organization, kek: KekRef { id: [1; 16], version: 1 }, context: Vec::new() }
+        Recipe { organization, keks: vec![KekRef { id: [1; 16], version: 1 }], context: Vec::new() }
     }
 
     fn filled(depth: usize, life: Duration) -> Pool {

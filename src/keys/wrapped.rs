@@ -20,6 +20,12 @@ impl KekRef {
         KekRef { id: random(), version: 1 }
     }
 
+    /// The name in a key of 20 bytes: the id, then the version.
+    pub fn from_key(key: &[u8]) -> Option<Self> {
+        let (id, version) = key.split_first_chunk::<16>()?;
+        Some(KekRef { id: *id, version: u32::from_be_bytes(version.try_into().ok()?) })
+    }
+
     /// CKA_ID, 20 bytes.
     pub(super) fn object_id(&self) -> Vec<u8> {
         [&self.id[..], &self.version.to_be_bytes()].concat()
@@ -43,24 +49,27 @@ impl fmt::Debug for KekRef {
     }
 }
 
-/// A DEK under the KEKs of its key context.
+/// A DEK under the KEKs of its key context, one over another, so that every one of them is needed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WrappedDek {
-    /// How each layer is made: [`SUITE_TOKEN_GCM`].
-    pub suite: u8,
     /// Random; part of what every layer authenticates.
     pub dek_id: [u8; 16],
-    /// One for each context pair with a KEK of its own, in the order of the pairs; exactly one now.
+    /// One for each pair of the key context, in the order of the pairs, the innermost first.
     pub layers: Vec<WrapLayer>,
+    /// What the last layer wrote: 32 bytes and a 128-bit tag for each layer.
+    #[serde(with = "serde_bytes")]
+    pub ciphertext: Vec<u8>,
 }
 
-/// One wrapping: `ciphertext` is 32 bytes and the 128-bit tag.
+/// How one layer was made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WrapLayer {
+    /// [`SUITE_TOKEN_GCM`]
+    pub suite: u8,
     pub kek: KekRef,
-    pub iv: [u8; 12],
+    /// Suite 1: the 96-bit IV.
     #[serde(with = "serde_bytes")]
-    pub ciphertext: [u8; 48],
+    pub iv: Vec<u8>,
 }
 
 #[cfg(test)]
@@ -70,8 +79,8 @@ mod tests {
     #[test]
     fn a_wrapped_dek_survives_the_store() {
         let kek = KekRef { id: [0xab; 16], version: 7 };
-        let layer = WrapLayer { kek, iv: [1; 12], ciphertext: [2; 48] };
-        let wrapped = WrappedDek { suite: SUITE_TOKEN_GCM, dek_id: [3; 16], layers: vec![layer] };
+        let layer = WrapLayer { suite: SUITE_TOKEN_GCM, kek, iv: vec![1; 12] };
+        let wrapped = WrappedDek { dek_id: [3; 16], layers: vec![layer], ciphertext: vec![2; 48] };
         let stored = postcard::to_stdvec(&wrapped).unwrap();
         assert_eq!(postcard::from_bytes::<WrappedDek>(&stored).unwrap(), wrapped);
     }

@@ -22,6 +22,8 @@ pub enum Table {
     Freed = 13,
     ApiKey = 14,
     Profile = 15,
+    Kek = 16,
+    Intent = 17,
 }
 
 /// The statements that one table needs; constant text, so that each connection prepares each once.
@@ -55,7 +57,7 @@ macro_rules! sql {
 /// In the order of [`Table::ALL`]. Extents are large (to about 17 KiB): in a b-tree of keys they would leave
 /// four rows to an inner page, so they lie in a table of their own and the index holds keys only: measured,
 /// 2 to 5 times as fast to put and 4 to 8 times as fast to get.
-static SQL: [Sql; 15] = [
+static SQL: [Sql; 17] = [
     sql!("organization"),
     sql!("node"),
     sql!("entry"),
@@ -71,10 +73,12 @@ static SQL: [Sql; 15] = [
     sql!("freed"),
     sql!("api_key"),
     sql!("profile"),
+    sql!("kek"),
+    sql!("intent"),
 ];
 
 impl Table {
-    pub const ALL: [Table; 15] = [
+    pub const ALL: [Table; 17] = [
         Table::Organization,
         Table::Node,
         Table::Entry,
@@ -90,6 +94,8 @@ impl Table {
         Table::Freed,
         Table::ApiKey,
         Table::Profile,
+        Table::Kek,
+        Table::Intent,
     ];
 
     /// The word for it in SQL, findings and metrics.
@@ -110,6 +116,8 @@ impl Table {
             Table::Freed => "freed",
             Table::ApiKey => "api_key",
             Table::Profile => "profile",
+            Table::Kek => "kek",
+            Table::Intent => "intent",
         }
     }
 

@@ -3,12 +3,15 @@
 //! A copy (`cp -a`, `rsync -X`, `tar --xattrs`) brings the `user.vault.*` of its source along, and `rsync -X` removes those
 //! that its source lacks, each time it runs. The rule that lets it end without an error and keeps identities apart:
 //! setting one of those names to a value that a vault gives for it, and removing one, is accepted and changes nothing on
-//! whatever a copy can make. Anything else about `user.vault.*` is EPERM, and a folder's key context, which would seem to
-//! be accepted, EOPNOTSUPP.
+//! whatever a copy can make. Anything else about `user.vault.*` is EPERM; a folder's `user.vault.context.*` are set and
+//! removed in earnest (`context.rs`), also by a copy.
 
 use super::acl::{self, is_acl};
+use super::context::PAIR_PREFIX;
 use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgId, OrgNo, VersionId};
+use super::organization::Organization;
+use super::records::Tx;
 use super::row::{Attributes, ContentRecord, Kind, Node, Object};
 use super::time::Time;
 use super::versions::VERSIONS_STAY;
@@ -50,7 +53,9 @@ impl Vault {
         let named = |(name, _): (String, Vec<u8>)| [PREFIX, name.as_bytes()].concat();
         let mut names: Vec<_> = self.vault_attributes(caller, ino)?.into_iter().map(named).collect();
         if let Some(attributes) = self.own_attributes(caller, ino)? {
-            let shown = |name: &&Vec<u8>| caller.uid == 0 || !name.starts_with(b"trusted.");
+            // A folder's pairs are among the vault's own already.
+            let shown =
+                |name: &&Vec<u8>| (caller.uid == 0 || !name.starts_with(b"trusted.")) && !name.starts_with(PREFIX);
             names.extend(attributes.0.keys().filter(shown).cloned());
         }
         Ok(names)
@@ -61,7 +66,7 @@ impl Vault {
             return Err(VERSIONS_STAY);
         }
         if let Some(own) = name.strip_prefix(PREFIX) {
-            return self.set_vault_attribute(caller, ino, own, value);
+            return self.set_vault_attribute(caller, ino, own, value, how);
         }
         check_namespace(name)?;
         if value.len() > VALUE_MAX {
@@ -85,6 +90,12 @@ impl Vault {
     pub fn remove_xattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
         if ino.is_in_versions() {
             return Err(VERSIONS_STAY);
+        }
+        if let Some(key) = name.strip_prefix(PAIR_PREFIX).and_then(|key| std::str::from_utf8(key).ok())
+            && !ino.is_graveyard()
+            && self.attr(caller, ino)?.mode & libc::S_IFMT == libc::S_IFDIR
+        {
+            return self.remove_pair(caller, ino, key);
         }
         if let Some(own) = name.strip_prefix(PREFIX) {
             let listed =
@@ -125,13 +136,7 @@ impl Vault {
         self.enter(ino, caller.patience)?;
         let change = |node: &mut Node, attributes: &mut Attributes| {
             change(node, attributes)?;
-            let names: usize = attributes.0.keys().map(|name| name.len() + 1).sum();
-            let values: usize = attributes.0.values().map(|value| value.len()).sum();
-            if names > NAMES_MAX || names + values > TOTAL_MAX {
-                return Err(Error::AttributesFull);
-            }
-            (node.attributes, node.ctime) = (!attributes.0.is_empty(), Time::now());
-            Ok(())
+            note_attributes(node, attributes)
         };
         let mut tx = self.begin()?;
         let Some(node) = tx.get::<Node>(ino)? else {
@@ -144,17 +149,12 @@ impl Vault {
         }
         let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());
         change(&mut node, &mut attributes)?;
-        if node.attributes {
-            tx.put(ino, attributes);
-        } else {
-            tx.delete::<Attributes>(ino);
-        }
-        tx.put(ino, node);
+        put_attributes(&mut tx, ino, node, attributes);
         self.finish(tx);
         Ok(())
     }
 
-    fn set_vault_attribute(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
+    fn set_vault_attribute(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
             return Err(BELONGS_TO_THE_VAULT);
         };
@@ -163,8 +163,10 @@ impl Vault {
             return self.set_guard(caller, ino, version);
         }
         let node = self.check_copyable(caller, ino)?;
-        if name.starts_with("context.") && node.kind.is_directory() {
-            return Err(Error::Unsupported("a key context of a folder"));
+        if let Some(key) = name.strip_prefix("context.")
+            && node.kind.is_directory()
+        {
+            return self.set_pair(caller, ino, (key, text), how);
         }
         if is_given(name, text) { Ok(()) } else { Err(BELONGS_TO_THE_VAULT) }
     }
@@ -197,6 +199,7 @@ impl Vault {
                 if let Kind::File { object, .. } = node.kind {
                     self.object_attributes(ino, &node, object, &mut list)?;
                 }
+                self.pair_attributes(ino, &node, &mut list)?;
             }
         }
         Ok(list.0)
@@ -207,17 +210,28 @@ impl Vault {
         let record = organization.record.lock().clone();
         list.add("id", record.id);
         list.add("created_at", record.created.rfc3339());
-        list.add("key_id", record.kek);
+        list.add("key_id", record.kek());
         list.add("key_state", self.key_state(&organization));
         list.add("objects", record.objects);
         list.add("bytes", record.bytes);
         list.add("tombstones", record.tombstones);
         let node = self.records.get::<Node>(ino)?.ok_or(Error::NotFound)?;
+        self.pair_attributes(ino, &node, list)?;
         self.grave_attributes(ino, &node, list)
     }
 
-    /// `active`, `unavailable` or `destroyed`; asks the token only when it was never answered.
-    pub(super) fn key_state(&self, organization: &super::organization::Organization) -> &'static str {
+    fn pair_attributes(&self, ino: Ino, node: &Node, list: &mut AttributeList) -> Result<()> {
+        if node.kind.is_directory() {
+            self.own_pairs(ino, node)?.into_iter().for_each(|(key, value)| list.add(&format!("context.{key}"), value));
+        }
+        Ok(())
+    }
+
+    /// `active`, `locked`, `unavailable` or `destroyed`; asks the token unless it is locked.
+    pub(super) fn key_state(&self, organization: &Organization) -> &'static str {
+        if organization.record.lock().locked {
+            return "locked";
+        }
         match self.keyring.kek_state(organization.kek()) {
             KekState::Active => "active",
             KekState::Unavailable(_) => "unavailable",
@@ -242,13 +256,13 @@ impl Vault {
             list.add("version", current.ordinal);
         }
         list.add("versions", versions.len());
-        let context = object.as_ref().map_or_else(|| organization.context(), |o| o.context.clone());
+        let content = self.records.get::<ContentRecord>(ino)?;
+        let made_for = || content.as_ref().map_or_else(|| organization.context(), |c| c.context.clone());
+        let context = object.as_ref().map_or_else(made_for, |o| o.context.clone());
         for (key, value) in context {
             list.add(&format!("context.{key}"), value);
         }
-        let content = self.records.get::<ContentRecord>(ino)?;
-        let kek = content.and_then(|c| c.wrapped.layers.first().map(|l| l.kek)).unwrap_or_else(|| organization.kek());
-        list.add("key_id", kek);
+        list.add("key_id", key_id(&organization, content.as_deref()));
         list.add("cipher", CIPHER);
         list.add("created_at", object.as_ref().map_or(node.born, |o| o.created).rfc3339());
         list.add("updated_at", versions.last().map_or(node.mtime, |v| v.at).rfc3339());
@@ -310,6 +324,35 @@ fn check_namespace(name: &[u8]) -> Result<()> {
         Some(_) => Ok(()),
         None if is_acl(name) => Ok(()),
         None => Err(Error::Unsupported("this namespace of attributes")),
+    }
+}
+
+/// Notes on the node that its attributes changed, if there is room for them.
+pub(super) fn note_attributes(node: &mut Node, attributes: &Attributes) -> Result<()> {
+    let names: usize = attributes.0.keys().map(|name| name.len() + 1).sum();
+    let values: usize = attributes.0.values().map(|value| value.len()).sum();
+    if names > NAMES_MAX || names + values > TOTAL_MAX {
+        return Err(Error::AttributesFull);
+    }
+    (node.attributes, node.ctime) = (!attributes.0.is_empty(), Time::now());
+    Ok(())
+}
+
+/// Puts an inode with its attributes.
+pub(super) fn put_attributes(tx: &mut Tx, ino: Ino, node: Node, attributes: Attributes) {
+    if node.attributes {
+        tx.put(ino, attributes);
+    } else {
+        tx.delete::<Attributes>(ino);
+    }
+    tx.put(ino, node);
+}
+
+/// The KEKs that wrap a content's DEK, in the order of the pairs; of an empty object its organization's.
+pub(super) fn key_id(organization: &Organization, content: Option<&ContentRecord>) -> String {
+    match content {
+        Some(content) => content.wrapped.layers.iter().map(|l| l.kek.to_string()).collect::<Vec<_>>().join(","),
+        None => organization.kek().to_string(),
     }
 }
 

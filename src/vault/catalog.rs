@@ -54,7 +54,7 @@ impl Vault {
             name: record.name.clone(),
             created_at: record.created.rfc3339(),
             updated_at: profile.updated.max(record.created).rfc3339(),
-            key_id: record.kek.to_string(),
+            key_id: record.kek().to_string(),
             key_state,
             objects: record.objects,
             bytes: record.bytes,
@@ -187,7 +187,6 @@ impl Vault {
         (node, path): (&Node, &[u8]),
         content: Option<&ContentRecord>,
     ) -> ObjectInfo {
-        let kek = content.and_then(|c| c.wrapped.layers.first().map(|l| l.kek)).unwrap_or_else(|| organization.kek());
         let current = object.current();
         ObjectInfo {
             id: id.to_string(),
@@ -199,7 +198,7 @@ impl Vault {
             version_id: current.map(|v| v.id.to_string()),
             versions: object.versions.len() as u64,
             context: object.context.iter().cloned().collect(),
-            key_id: kek.to_string(),
+            key_id: super::attributes::key_id(organization, content),
             cipher: super::attributes::CIPHER.to_owned(),
             created_at: object.created.rfc3339(),
             updated_at: current.map_or(object.created, |v| v.at).rfc3339(),
@@ -268,13 +267,16 @@ impl Vault {
 
     pub fn delete_object(&self, caller: &Caller, id: ObjectId, if_version: Option<&str>) -> Result<()> {
         self.living_object(id)?;
-        let tx = self.begin()?;
-        // Where it is now, and at which version: nobody can change either before it is gone.
-        let (object, (folder, name)) = self.place_now(id)?;
-        if let Some(wanted) = if_version {
-            self.check_version(Some(&object), wanted)?;
-        }
-        self.unlink_in(tx, caller, folder, &name)?;
+        let (folder, name) = self.across_contexts(caller, |rewraps| {
+            let tx = self.begin()?;
+            // Where it is now, and at which version: nobody can change either before it is gone.
+            let (object, (folder, name)) = self.place_now(id)?;
+            if let Some(wanted) = if_version {
+                self.check_version(Some(&object), wanted)?;
+            }
+            self.unlink_in(tx, caller, rewraps, folder, &name)?;
+            Ok((folder, name))
+        })?;
         self.name_changed(folder, &name);
         self.sync()
     }
@@ -287,7 +289,11 @@ impl Vault {
         };
         let mut all = Vec::new();
         for org in numbers {
-            self.enter(Ino::graveyard_of(org), Patience::Wait)?;
+            match self.enter(Ino::graveyard_of(org), Patience::Wait) {
+                // Of all organizations, those that can be seen.
+                Err(Error::Locked) if organization.is_none() => continue,
+                entered => entered?,
+            }
             for (_, grave) in self.graves(org, 0, usize::MAX)? {
                 all.push(self.tombstone_info(&grave)?);
             }

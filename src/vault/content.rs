@@ -188,7 +188,7 @@ impl Vault {
         self.corrupt("wrapped key", ino, "missing".into())
     }
 
-    fn key_error(&self, error: KeyError, ino: Ino) -> Error {
+    pub(super) fn key_error(&self, error: KeyError, ino: Ino) -> Error {
         match error {
             KeyError::Authentication => self.corrupt("wrapped key", ino, String::new()),
             other => other.into(),

@@ -56,6 +56,13 @@ pub enum Error {
     VersionLost { expected: VersionId, current: VersionId },
     #[error("{0}")]
     Key(KeyError),
+    #[error("the organization is locked: `vaultfs org unlock` opens it")]
+    Locked,
+    #[error("the KEK of a pair of this key context was revoked")]
+    Revoked,
+    /// Inside the vault only: the content has to be wrapped under this key context first.
+    #[error("the content is under another key context")]
+    OtherContext { content: Ino, context: Vec<(String, String)> },
     /// Only with `Patience::Never`: ask again from a thread that may wait for the token.
     #[error("the token would have to be asked")]
     WouldWait,
@@ -131,10 +138,10 @@ impl Error {
             Error::Unsupported(_) => libc::EOPNOTSUPP,
             Error::VersionLost { .. } | Error::Stale(_) => libc::ESTALE,
             Error::Key(KeyError::Authentication) | Error::Corrupt(_) => libc::EIO,
-            Error::Key(_) => libc::ENOKEY,
+            Error::Key(_) | Error::Revoked | Error::Locked => libc::ENOKEY,
             Error::NoSpace | Error::Store(StoreError::Full(_)) => libc::ENOSPC,
             Error::Quota(_) => libc::EDQUOT,
-            Error::WouldWait => libc::EAGAIN,
+            Error::WouldWait | Error::OtherContext { .. } => libc::EAGAIN,
             Error::Stopped | Error::Store(_) | Error::Edited(_) | Error::Header(_) => libc::EIO,
         }
     }

@@ -5,16 +5,16 @@ mod copying;
 mod tests;
 
 use super::changes::Run;
-use super::content::{Content, State};
+use super::content::Content;
 use super::error::{Error, Result};
 use super::ids::{Ino, OrgNo};
 use super::records::Tx;
-use super::row::{ContentRecord, Context, Node, Object, Pending, Task};
+use super::row::{ContentRecord, Node, Object, Pending, Task};
 use super::time::Time;
 use super::versions::VERSIONS_STAY;
 use super::{Access, Allocate, Attr, Caller, Handle, Make, Seek, SetAttr, Vault};
-use crate::crypto;
-use crate::keys::{FreshDek, Patience};
+use crate::crypto::LockedKey;
+use crate::keys::Patience;
 use crate::store::Durability;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
@@ -30,8 +30,6 @@ pub struct OpenFile {
     pub ino: Ino,
     access: Access,
     content: Arc<Content>,
-    /// The key context of what is made without a name, if it is not its organization's.
-    context: Option<Context>,
     /// Made by the open: at its end the empty value is a version too, if nothing was written.
     created: bool,
     /// Changed something since its last flush.
@@ -45,12 +43,12 @@ pub struct OpenFile {
 impl OpenFile {
     fn new(ino: Ino, access: Access, content: Arc<Content>, created: bool) -> Self {
         let (wrote, emptied) = Default::default();
-        OpenFile { ino, access, content, context: None, created, wrote, emptied, left: Mutex::default() }
+        OpenFile { ino, access, content, created, wrote, emptied, left: Mutex::default() }
     }
 
     /// Made without a name; who makes it commits its value by giving it one.
-    pub fn nameless(ino: Ino, access: Access, content: Arc<Content>, context: Option<Context>) -> Self {
-        OpenFile { context, ..Self::new(ino, access, content, false) }
+    pub fn nameless(ino: Ino, access: Access, content: Arc<Content>) -> Self {
+        Self::new(ino, access, content, false)
     }
 
     fn note_write(&self) {
@@ -89,6 +87,16 @@ impl Table {
 
     pub fn has_open_files_of(&self, org: OrgNo) -> bool {
         self.open.keys().any(|ino| ino.organization() == org)
+    }
+
+    /// The open files of an organization.
+    pub fn of(&self, org: OrgNo) -> Vec<Handle> {
+        self.files.iter().filter(|(_, file)| file.ino.organization() == org).map(|(handle, _)| *handle).collect()
+    }
+
+    /// The inodes of an organization that are open.
+    pub fn open_in(&self, org: OrgNo) -> Vec<Ino> {
+        self.open.keys().copied().filter(|ino| ino.organization() == org).collect()
     }
 
     pub fn add(&mut self, file: OpenFile) -> Handle {
@@ -134,8 +142,7 @@ impl Vault {
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(caller, 0)?;
-        let mut tx = self.begin()?;
-        let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, Make::File)?;
+        let (tx, ino, node) = self.make_in(caller, parent, name, mode, Make::File)?;
         let content = self.contents.get(ino);
         content.is_new();
         let handle = self.handles.lock().add(OpenFile::new(ino, access, content, true));
@@ -195,6 +202,7 @@ impl Vault {
             return self.read_view(caller, handle, offset, len);
         }
         let file = self.handles.find(handle)?;
+        self.enter(file.ino, caller.patience)?;
         let size = self.records.get::<Node>(file.ino)?.ok_or(Error::NotFound)?.size;
         let len = size.saturating_sub(offset).min(len as u64) as usize;
         let mut buffer = vec![0; len];
@@ -209,6 +217,7 @@ impl Vault {
         if !file.access.write {
             return Err(Error::BadHandle);
         }
+        self.enter(file.ino, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(caller, data.len() as u64)?;
         let mut state = file.content.state.write();
@@ -217,44 +226,40 @@ impl Vault {
         let node = tx.need::<Node>(file.ino)?;
         let offset = if file.access.append { node.size } else { offset };
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX).ok_or(Error::TooBig)?;
-        if state.key.is_none() {
+        let mut key = state.key.clone();
+        while key.is_none() {
             // Asking the token may take long; nobody may wait for that in the transaction.
             drop(tx);
-            let fresh = self.bring_key(caller, &file, &mut state)?;
-            tx = self.records.begin();
+            let (brought, fresh) = self.bring_key(caller, &file.content)?;
+            tx = self.begin()?;
             if let Some(record) = fresh {
+                let first = tx.get::<ContentRecord>(file.ino)?.is_none();
+                if !(first && self.wraps_now(&tx, file.ino.organization(), &record.wrapped, &record.context)?) {
+                    continue;
+                }
                 tx.put_new(file.ino, record);
             }
+            key = Some(brought);
         }
         let node = tx.need::<Node>(file.ino)?;
         let epoch = node.epoch;
         let strip = stripped(caller, &node);
         self.change_value(&mut tx, file.ino, &node, node.size.max(end), strip)?;
+        state.key = key;
         self.change_content(tx, &file.content, data.len(), |batch| state.changes(batch, epoch).write(offset, data));
         file.note_write();
         Ok(())
     }
 
-    /// Puts the content's key into its state; for a content that has none, makes one and returns its record.
-    fn bring_key(&self, caller: &Caller, file: &OpenFile, state: &mut State) -> Result<Option<ContentRecord>> {
-        let content = &file.content;
+    /// The content's key; for a content that has none a new one, and the record that has to be stored with it.
+    fn bring_key(&self, caller: &Caller, content: &Content) -> Result<(Arc<LockedKey>, Option<ContentRecord>)> {
         if self.records.get::<ContentRecord>(content.ino)?.is_some() {
-            state.key = Some(self.content_key(content, caller.patience)?);
-            return Ok(None);
+            return Ok((self.content_key(content, caller.patience)?, None));
         }
         let node = self.records.get::<Node>(content.ino)?.ok_or(Error::NotFound)?;
         let organization = self.organizations.find(content.ino.organization()).ok_or(Error::NotFound)?;
-        let context = file.context.clone().unwrap_or_else(|| organization.context());
-        let FreshDek { key, wrapped } =
-            self.keyring.fresh(organization.no.0, organization.kek(), &context, caller.patience)?;
-        let record = ContentRecord {
-            commitment: crypto::commitment(&key, &organization.id.bytes(), content.ino.0, &wrapped.dek_id),
-            wrapped,
-            context,
-            owners: node.object().into_iter().collect(),
-        };
-        state.key = Some(key);
-        Ok(Some(record))
+        let (fresh, record) = self.new_key(&organization, content.ino, organization.context(), caller.patience)?;
+        Ok((fresh.key, Some(ContentRecord { owners: node.object().into_iter().collect(), ..record })))
     }
 
     /// The value changes: size, times, and that no version holds it yet.
@@ -515,6 +520,7 @@ impl Vault {
         if len == 0 {
             return Err(Error::Invalid("nothing to allocate"));
         }
+        self.enter(file.ino, caller.patience)?;
         if matches!(mode, Allocate::Extend | Allocate::KeepSize) {
             self.check_space(caller, len)?;
         }

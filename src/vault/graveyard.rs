@@ -191,7 +191,7 @@ impl Vault {
             return Ok(None);
         }
         let value = self.begin_reading(buried.organization(), id, Object::current)?;
-        let (ino, handle) = self.make_nameless(caller, to.0, to.1, Some(object.context.clone()))?;
+        let (ino, handle) = self.make_nameless(caller, to.0, to.1, object.context.clone())?;
         let copied = self.read_value(&value, &mut |at, part| self.write(caller, handle, at, part));
         match copied {
             Ok(()) => Ok(Some((ino, handle))),

@@ -48,7 +48,7 @@ impl Header {
         let vault = VaultId::fresh();
         let kek = KekRef::fresh();
         keyring.create_kek(kek)?;
-        let FreshDek { key, wrapped } = keyring.fresh(0, kek, &context(vault), Patience::Wait)?;
+        let FreshDek { key, wrapped } = keyring.fresh(0, &[kek], &context(vault), Patience::Wait)?;
         let sealed = Sealed {
             format: FORMAT,
             vault: vault.to_string(),
@@ -102,6 +102,16 @@ impl Header {
             return Err(edited());
         }
         Ok(records)
+    }
+
+    /// The header with the vault's metadata key under another KEK.
+    pub fn rewrap(mut self, keyring: &Keyring, kek: KekRef) -> Result<Header> {
+        let records = self.unseal(keyring)?;
+        let context = context(self.vault()?);
+        self.sealed.metadata_key = keyring.rewrap(0, &self.sealed.metadata_key, &context, &[kek], &context)?;
+        self.sealed.kek = kek;
+        self.seal = hex(&records.header_tag(&self.sealed.bytes()));
+        Ok(self)
     }
 
     pub fn vault(&self) -> Result<VaultId> {

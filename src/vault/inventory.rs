@@ -42,7 +42,7 @@ pub struct ObjectPage {
 }
 
 impl Vault {
-    /// One page. Where all organizations are asked for, one whose key is not to be had is left out.
+    /// One page. Where all organizations are asked for, one that is locked, or whose key is not to be had, is left out.
     pub fn list_objects(&self, query: &ObjectQuery) -> Result<ObjectPage> {
         let organizations = self.queried(query)?;
         let (mut from, mut to) = (key_of(0), Key::from(&[0xFF; 17][..]));
@@ -93,7 +93,7 @@ impl Vault {
                 for organization in self.organizations.all().iter().filter(|o| !o.record.lock().deleted) {
                     match self.enter(super::Ino::graveyard_of(organization.no), Patience::Wait) {
                         Ok(()) => drop(found.insert(organization.no)),
-                        Err(Error::Key(_)) => {}
+                        Err(Error::Key(_) | Error::Locked) => {}
                         Err(error) => return Err(error),
                     }
                 }

@@ -1,5 +1,6 @@
 //! Objects and their versions: committing a value, replacing one by a save, and the version check.
 
+use super::context::Rewraps;
 use super::error::{Error, Result};
 use super::file::Table as OpenFiles;
 use super::ids::{Ino, ObjectId, OrgNo, VersionId};
@@ -35,9 +36,13 @@ impl Tunnels {
         }
     }
 
-    fn take(&self, object: Ino) -> Option<(Ino, Vec<u8>)> {
-        let (name, since) = self.0.lock().remove(&object)?;
+    fn find(&self, object: Ino) -> Option<(Ino, Vec<u8>)> {
+        let (name, since) = self.0.lock().get(&object)?.clone();
         (since.elapsed() < TUNNEL_TIME).then_some(name)
+    }
+
+    fn forget(&self, object: Ino) {
+        self.0.lock().remove(&object);
     }
 }
 
@@ -68,7 +73,7 @@ impl Vault {
         }
         let mut object = match known {
             Some(object) => (*object).clone(),
-            None => self.new_object(caller, ino, &node)?,
+            None => self.new_object(tx, caller, ino, &node)?,
         };
         self.push_version(tx, caller, id, &mut object, &mut node, ino)?;
         tx.put((org, id), object);
@@ -76,13 +81,13 @@ impl Vault {
         Ok(())
     }
 
-    pub(super) fn new_object(&self, caller: &Caller, ino: Ino, node: &Node) -> Result<Object> {
+    pub(super) fn new_object(&self, tx: &Tx, caller: &Caller, ino: Ino, node: &Node) -> Result<Object> {
         let organization = self.living(ino.organization())?;
         Ok(Object {
             ino,
             created: node.born,
             created_by: caller.author(),
-            context: organization.context(),
+            context: self.context_of(tx, &organization, ino)?,
             versions: Vec::new(),
         })
     }
@@ -211,12 +216,20 @@ impl Vault {
     }
 
     /// Finishes a rename onto an existing name: `old` lost it to `new`.
-    pub(super) fn replace(&self, mut tx: Tx, caller: &Caller, old: Ino, new: Ino, at: (Ino, &[u8])) -> Result<()> {
+    pub(super) fn replace(
+        &self,
+        mut tx: Tx,
+        caller: &Caller,
+        rewraps: &Rewraps,
+        old: Ino,
+        new: Ino,
+        at: (Ino, &[u8]),
+    ) -> Result<()> {
         let old_node = less_a_link(&*tx.need::<Node>(old)?);
         let new_node = tx.need::<Node>(new)?;
         if old_node.links == 0 && old_node.object().is_some() && new_node.object().is_some() {
             let open = self.handles.lock();
-            self.replace_file(&mut tx, &open, caller, old, new)?;
+            self.replace_file(&mut tx, &open, caller, rewraps, old, new)?;
             self.finish(tx);
             return Ok(());
         }
@@ -226,7 +239,7 @@ impl Vault {
             return Ok(());
         }
         match old_node.object() {
-            Some(_) => self.delete_object_node(tx, caller, old, old_node, at),
+            Some(_) => self.delete_object_node(tx, caller, rewraps, old, old_node, at),
             None => {
                 self.remove_node(&mut tx, old, &old_node, false)?;
                 self.finish(tx);
@@ -241,12 +254,13 @@ impl Vault {
         tx: &mut Tx,
         open: &OpenFiles,
         caller: &Caller,
+        rewraps: &Rewraps,
         old: Ino,
         new: Ino,
     ) -> Result<ObjectId> {
         let old_node = less_a_link(&*tx.need::<Node>(old)?);
         let id = old_node.object().ok_or(Error::Invalid("not a regular file"))?;
-        self.succeed(tx, open, caller, id, (old, &old_node), new)?;
+        self.succeed(tx, open, caller, rewraps, (id, old, &old_node), new)?;
         self.remove_node(tx, old, &old_node, open.is_open(old))?;
         let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
         if unneeded && !open.is_open(old) {
@@ -263,8 +277,8 @@ impl Vault {
         tx: &mut Tx,
         open: &OpenFiles,
         caller: &Caller,
-        id: ObjectId,
-        (old, old_node): (Ino, &Node),
+        rewraps: &Rewraps,
+        (id, old, old_node): (ObjectId, Ino, &Node),
         new: Ino,
     ) -> Result<()> {
         let org = new.organization();
@@ -272,7 +286,7 @@ impl Vault {
         let replacing = node.object().ok_or(Error::Invalid("not a regular file"))?;
         let mut object = match tx.get::<Object>((org, id))? {
             Some(object) => (*object).clone(),
-            None => self.new_object(caller, old, old_node)?,
+            None => self.new_object(tx, caller, old, old_node)?,
         };
         let current = object.current().map(|v| v.id);
         if let Some(expected) = node.guard
@@ -307,8 +321,7 @@ impl Vault {
             *object = id;
         }
         let keeps_history = history.as_ref().is_some_and(|h| h.versions.len() > 1);
-        if let Some(record) = tx.get::<ContentRecord>(new)? {
-            let mut record = (*record).clone();
+        if let Some(mut record) = self.under_context(tx, rewraps, new, &object.context)? {
             if !keeps_history {
                 record.owners.retain(|owner| *owner != replacing);
             }
@@ -333,6 +346,7 @@ impl Vault {
         &self,
         mut tx: Tx,
         caller: &Caller,
+        rewraps: &Rewraps,
         ino: Ino,
         node: Node,
         path: (Ino, &[u8]),
@@ -343,7 +357,7 @@ impl Vault {
         let open = handles.is_open(ino);
         self.uncount(&mut tx, ino, node.size)?;
         if let Some(successor) = self.tunnel_successor(&tx, ino)? {
-            self.succeed(&mut tx, &handles, caller, id, (ino, &node), successor)?;
+            self.succeed(&mut tx, &handles, caller, rewraps, (id, ino, &node), successor)?;
             self.remove_node(&mut tx, ino, &node, open)?;
         } else {
             let object = tx.get::<Object>((org, id))?;
@@ -364,6 +378,7 @@ impl Vault {
             }
         }
         self.finish(tx);
+        self.tunnels.forget(ino);
         Ok(())
     }
 
@@ -382,7 +397,7 @@ impl Vault {
 
     /// The file that was made where this one was moved away from, if that was a moment ago.
     fn tunnel_successor(&self, tx: &Tx, ino: Ino) -> Result<Option<Ino>> {
-        let Some((folder, name)) = self.tunnels.take(ino) else { return Ok(None) };
+        let Some((folder, name)) = self.tunnels.find(ino) else { return Ok(None) };
         let hash = self.records.name_hash(folder, &name)?;
         let Some(entry) = tx.get::<Entry>((folder, hash))?.filter(|e| e.kind == libc::S_IFREG) else { return Ok(None) };
         let young = |node: &Node| node.born.age() < TUNNEL_TIME && node.links == 1;

@@ -6,7 +6,7 @@ use super::error::{Error, Place, Result};
 use super::extents::{FreeRun, UNIT};
 use super::header::Header;
 use super::ids::{Ino, OrgNo};
-use super::organization::{Organizations, is_organization};
+use super::organization::{Organization, Organizations, is_organization};
 use super::profile::Profiles;
 use super::records::{Records, Sealer};
 use super::row::{
@@ -16,7 +16,7 @@ use super::settings::Settings;
 use super::time::Time;
 use super::types::Options;
 use super::writer::{self, Signals};
-use super::{AuditEvent, Caller, Vault, VaultId, reaper};
+use super::{AuditEvent, Caller, Vault, VaultId, reaper, rotation};
 use crate::crypto::RecordKey;
 use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
 use crate::store::{self, Disk, Durability, Key, RealDisk, Reserve, Rows, Segments, StateLock, Table};
@@ -115,6 +115,8 @@ impl Vault {
             removed: Default::default(),
             readers: Default::default(),
             versions: Default::default(),
+            making_keks: Default::default(),
+            rotations: Default::default(),
             signals: Signals::starting_after(own.batch),
             chores: Default::default(),
             freed: Default::default(),
@@ -167,7 +169,9 @@ impl Vault {
         self.start_writer()?;
         self.finish_unfinished()?;
         let weak = Arc::downgrade(self);
-        self.spawn("reaper", move || reaper::run(weak))
+        self.spawn("reaper", move || reaper::run(weak))?;
+        let weak = Arc::downgrade(self);
+        self.spawn("rotator", move || rotation::run(weak))
     }
 
     pub(super) fn start_writer(self: &Arc<Self>) -> Result<()> {
@@ -262,23 +266,25 @@ impl Vault {
 
     /// Tasks that wait in the records: commits of changed values, files without names, space to give back.
     pub(super) fn finish_unfinished(&self) -> Result<()> {
-        for organization in self.organizations.all() {
-            let range = |org: u32| Key::from(&Ino::new(OrgNo(org), 0).0.to_be_bytes()[..]);
-            let (from, to) = (range(organization.no.0), range(organization.no.0 + 1));
-            // Without a task the organization's key is not needed.
-            if self.records.store.scan(Table::Pending, &from, &to, 1)?.is_empty() {
-                continue;
-            }
-            if let Err(error) = self.enter(Ino::graveyard_of(organization.no), Patience::Wait) {
-                self.report(&format!(
-                    "{}: what a crash left unfinished waits for the next mount: {error}",
-                    organization.id
-                ));
-                continue;
-            }
-            let like = Pending::at((Ino::top_of(organization.no), Task::Commit));
-            for (key, pending) in self.records.scan_all::<Pending>(like, from, to)? {
-                let Some((ino, task)) = Pending::task_of(&key) else { continue };
+        self.organizations.all().iter().try_for_each(|organization| self.finish_tasks(organization))
+    }
+
+    /// The tasks of one organization, but for what somebody has open.
+    pub(super) fn finish_tasks(&self, organization: &Organization) -> Result<()> {
+        let range = |org: u32| Key::from(&Ino::new(OrgNo(org), 0).0.to_be_bytes()[..]);
+        let (from, to) = (range(organization.no.0), range(organization.no.0 + 1));
+        // Without a task the organization's key is not needed.
+        if self.records.store.scan(Table::Pending, &from, &to, 1)?.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.enter(Ino::graveyard_of(organization.no), Patience::Wait) {
+            self.report(&format!("{}: what was left unfinished waits for the next mount: {error}", organization.id));
+            return Ok(());
+        }
+        let like = Pending::at((Ino::top_of(organization.no), Task::Commit));
+        for (key, pending) in self.records.scan_all::<Pending>(like, from, to)? {
+            let Some((ino, task)) = Pending::task_of(&key) else { continue };
+            if !self.handles.lock().is_open(ino) {
                 self.resume(ino, task, pending.epoch)?;
             }
         }
@@ -316,6 +322,7 @@ impl Vault {
     pub fn close(&self) -> Result<()> {
         let synced = self.sync();
         self.closing.set();
+        self.rotations.wake();
         self.signals.end();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.join().is_err() {
@@ -347,6 +354,7 @@ impl NamedSegments {
 impl Drop for Vault {
     fn drop(&mut self) {
         self.closing.set();
+        self.rotations.wake();
         self.signals.end();
     }
 }

@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use super::ids::{Ino, OrgId, OrgNo};
 use super::records::{Sealer, Tx};
-use super::row::{Context, Entry, Kind, Node, OrgRecord, Record, Residency, RowAt, Tombstone};
+use super::row::{Context, Entry, Intent, Kek, Kind, Node, OrgRecord, Pair, Record, RowAt, Tombstone};
 use super::time::Time;
 use super::{Attr, AuditEvent, Caller, Changed, Vault};
 use crate::crypto::{self, LockedKey, RecordKey};
@@ -12,6 +12,9 @@ use crate::store::{Durability, Key, Table};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// The key of the pair that stands in every key context; its value is the organization's id.
+pub const OWN_PAIR: &str = "organizationId";
 
 /// An organization that the vault holds, deleted ones that can be restored included.
 pub struct Organization {
@@ -22,15 +25,31 @@ pub struct Organization {
 
 impl Organization {
     pub fn context(&self) -> Context {
-        vec![("organizationId".into(), self.id.to_string())]
+        vec![self.pair()]
     }
 
     pub fn name(&self) -> String {
         self.record.lock().name.clone()
     }
 
+    /// The pair that stands in every key context in it.
+    pub fn pair(&self) -> Pair {
+        own_pair(self.id)
+    }
+
+    /// What wraps its metadata key.
     pub fn kek(&self) -> KekRef {
-        self.record.lock().kek
+        self.record.lock().kek()
+    }
+}
+
+fn own_pair(id: OrgId) -> Pair {
+    (OWN_PAIR.to_owned(), id.to_string())
+}
+
+impl OrgRecord {
+    pub fn kek(&self) -> KekRef {
+        self.metadata_key.layers[0].kek
     }
 }
 
@@ -123,12 +142,15 @@ impl Vault {
     /// Makes sure that the organization's records can be opened; asks the token at the first time.
     pub(super) fn enter(&self, ino: Ino, patience: Patience) -> Result<()> {
         let no = ino.organization();
-        if no == OrgNo::VAULT || self.records.has_sealer(no) {
+        if no == OrgNo::VAULT || self.records.use_sealer(no) {
             return Ok(());
         }
         let organization = self.organizations.find(no).ok_or(Error::NotFound)?;
         let (wrapped, expected) = {
             let record = organization.record.lock();
+            if record.locked {
+                return Err(Error::Locked);
+            }
             (record.metadata_key.clone(), record.metadata_commitment)
         };
         let key = self.keyring.unwrap(no.0, &wrapped, &organization.context(), patience).map_err(|e| match e {
@@ -160,10 +182,11 @@ impl Vault {
         }
         self.check_space(caller, 0)?;
         let (id, kek) = (OrgId::fresh(), KekRef::fresh());
-        let context = vec![("organizationId".to_owned(), id.to_string())];
+        let pair = own_pair(id);
         let no = self.organizations.next_number()?;
-        self.keyring.create_kek(kek)?;
-        let made = self.keyring.fresh(no.0, kek, &context, Patience::Wait);
+        self.intend(kek, no, pair.clone())?;
+        self.keyring.create_kek(kek).inspect_err(|_| self.discard_kek(kek))?;
+        let made = self.keyring.fresh(no.0, &[kek], std::slice::from_ref(&pair), Patience::Wait);
         let FreshDek { key, wrapped } = made.inspect_err(|_| self.discard_kek(kek))?;
         let now = Time::now();
         let organization = Arc::new(Organization {
@@ -173,8 +196,6 @@ impl Vault {
                 id,
                 name: name.to_owned(),
                 created: now,
-                kek,
-                residency: Residency::Token,
                 metadata_commitment: crypto::commitment(&key, &id.bytes(), 0, &wrapped.dek_id),
                 metadata_key: wrapped,
                 next_local: Ino::FIRST_LOCAL,
@@ -183,7 +204,11 @@ impl Vault {
                 bytes: 0,
                 tombstones: 0,
                 held: 0,
+                context_folders: 0,
                 deleted: false,
+                locked: false,
+                rotation: None,
+                rotated: now,
             }),
         });
         let mut tx = self.begin()?;
@@ -208,6 +233,8 @@ impl Vault {
         let attr = Attr::of(top, &node);
         tx.put(top, node);
         tx.put((Ino::ROOT, hash), Entry { name: name.as_bytes().to_vec(), ino: top, kind: libc::S_IFDIR });
+        tx.put(self.kek_place(no, &pair)?, Kek::first(kek, pair));
+        tx.delete::<Intent>(kek);
         self.touch_folder(&mut tx, Ino::ROOT, 1, now)?;
         tx.touch_organization(no);
         let batch = self.finish(tx);
@@ -217,12 +244,6 @@ impl Vault {
         self.audit(event("key.created", Some(kek.to_string())));
         self.audit(event("organization.created", self.settings.audit_names.then(|| name.to_owned())));
         Ok((attr, organization))
-    }
-
-    fn discard_kek(&self, kek: KekRef) {
-        if let Err(error) = self.keyring.destroy_kek(kek) {
-            self.report(&format!("{kek} was made for nothing and is still in the token: {error}"));
-        }
     }
 
     /// `mv /vault/A /vault/B`: a new label; id, keys and objects stay.
@@ -338,10 +359,14 @@ impl Vault {
             return Err(Error::Busy("deleted files of this organization are still open"));
         }
         self.finish_chores_of(organization.no)?;
-        match self.keyring.destroy_kek(organization.kek()) {
-            // Gone already: a purge before this one was cut short.
-            Ok(()) | Err(crate::keys::KeyError::NoSuchKey(_)) => {}
-            Err(error) => return Err(error.into()),
+        let keks = self.keks_of(organization.no)?;
+        let names: Vec<_> = keks.iter().flat_map(|kek| kek.versions.iter().map(|v| kek.named(v))).collect();
+        for name in &names {
+            match self.keyring.destroy_kek(*name) {
+                // Gone already: a purge before this one was cut short.
+                Ok(()) | Err(crate::keys::KeyError::NoSuchKey(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         self.keyring.forget_organization(organization.no.0);
         let no = organization.no;
@@ -351,6 +376,9 @@ impl Vault {
         tx.delete::<OrgRecord>(no);
         tx.delete::<super::profile::Profile>(no);
         self.profiles.forget(no);
+        for kek in &keks {
+            tx.delete::<Kek>(self.kek_place(no, &kek.pair)?);
+        }
         self.organizations.remove(no);
         let batch = self.finish(tx);
         self.signals.scrub();
@@ -361,7 +389,7 @@ impl Vault {
             detail,
             ..AuditEvent::by(caller, event)
         };
-        self.audit(event("key.destroyed", Some(organization.kek().to_string())));
+        names.iter().for_each(|name| self.audit(event("key.destroyed", Some(name.to_string()))));
         self.audit(event("organization.purged", None));
         Ok(())
     }

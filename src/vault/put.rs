@@ -1,8 +1,10 @@
 //! Values that come whole, from a command or a service: each is a new content, installed under a name at once.
 
+use super::context::{OWN_PAIR_ALIAS, Rewraps};
 use super::error::{Error, Result};
 use super::file::OpenFile;
-use super::ids::{Ino, ObjectId, OrgNo, VersionId};
+use super::ids::{Ino, ObjectId, VersionId};
+use super::organization::OWN_PAIR;
 use super::reading::Reading;
 use super::records::Tx;
 use super::row::{Attributes, ContentRecord, Context, Entry, Kind, Node, Object, Pending, Task};
@@ -12,12 +14,6 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 const PART: usize = 1 << 20;
-/// The pair that every key context has, and another spelling of it that services use.
-const ORGANIZATION: &str = "organizationId";
-const ORGANIZATION_ALIAS: &str = "organization_id";
-const PAIRS_MAX: usize = 10;
-const KEY_MAX: usize = 120;
-const VALUE_MAX: usize = 500;
 
 /// What may stand where a value is to go.
 #[derive(Clone, Copy)]
@@ -36,7 +32,7 @@ impl Vault {
         context: &BTreeMap<String, String>,
     ) -> Result<Option<super::OrganizationInfo>> {
         let default = self.settings.default_organization.as_ref();
-        let named = context.get(ORGANIZATION).or_else(|| context.get(ORGANIZATION_ALIAS)).or(default);
+        let named = context.get(OWN_PAIR).or_else(|| context.get(OWN_PAIR_ALIAS)).or(default);
         let Some(which) = named else { return Ok(None) };
         match self.organization(which) {
             Err(error) if error.errno() == libc::ENOENT => match self.settings.just_in_time {
@@ -47,26 +43,8 @@ impl Vault {
         }
     }
 
-    /// A key context as it is stored: its organization by id, its pairs in order.
-    pub(super) fn checked_context(&self, org: OrgNo, pairs: &BTreeMap<String, String>) -> Result<Context> {
-        let long = |text: &str, max| text.chars().count() > max;
-        if pairs.len() > PAIRS_MAX {
-            return Err(Error::Invalid("a key context has at most 10 pairs"));
-        }
-        if pairs.iter().any(|(key, value)| key.is_empty() || long(key, KEY_MAX) || long(value, VALUE_MAX)) {
-            return Err(Error::Invalid("a key context's keys have 1 to 120 characters, its values at most 500"));
-        }
-        let id = self.organizations.find(org).ok_or(Error::NotFound)?.id.to_string();
-        let mut pairs = pairs.clone();
-        if let Some(alias) = pairs.get_mut(ORGANIZATION_ALIAS) {
-            alias.clone_from(&id);
-        }
-        pairs.insert(ORGANIZATION.into(), id);
-        Ok(pairs.into_iter().collect())
-    }
-
-    /// Stores a new object at `ORG/PATH`, which must be free, under a key context that is its own for ever. Folders are
-    /// made as needed. Durable when it returns, and the mount shows it.
+    /// Stores a new object at `ORG/PATH`, which must be free, under a key context that is its own for ever: these pairs, and
+    /// those of its folders. Folders are made as needed. Durable when it returns, and the mount shows it.
     pub fn create_object(
         &self,
         caller: &Caller,
@@ -75,11 +53,11 @@ impl Vault {
         input: &mut dyn Read,
     ) -> Result<ObjectInfo> {
         let (folder, name) = self.walk(caller, place, true)?;
-        let context = self.checked_context(folder.organization(), context)?;
+        let context = self.context_in(folder, context)?;
         if self.find_entry(folder, &name)?.is_some() {
             return Err(Error::Exists);
         }
-        self.put(caller, (folder, &name), Some(context), Standing::Nothing, None, input)
+        self.put(caller, (folder, &name), context, Standing::Nothing, None, input)
     }
 
     /// Gives `ORG/PATH` or an id the value that `input` holds, as a new content; folders are made as needed.
@@ -98,7 +76,7 @@ impl Vault {
         // Before the value is read, so that a lost check costs nothing; checked again when it counts.
         self.expected_version(standing, (folder, &name), if_version)?;
         let context = match standing {
-            Standing::This(id) => Some(self.living_object(id)?.1.context.clone()),
+            Standing::This(id) => self.living_object(id)?.1.context.clone(),
             _ => self.context_at(folder, &name)?,
         };
         self.put(caller, (folder, &name), context, standing, if_version, input)
@@ -108,15 +86,16 @@ impl Vault {
         &self,
         caller: &Caller,
         (folder, name): (Ino, &[u8]),
-        context: Option<Context>,
+        context: Context,
         standing: Standing,
         if_version: Option<&str>,
         input: &mut dyn Read,
     ) -> Result<ObjectInfo> {
         self.check_writable_folder(folder)?;
-        let (ino, handle) = self.make_nameless(caller, folder, name, context.clone())?;
+        let (ino, handle) = self.make_nameless(caller, folder, name, context)?;
         let filled = self.fill(caller, handle, input);
-        let installed = filled.and_then(|()| self.install(caller, ino, (folder, name), context, standing, if_version));
+        let install = |rewraps: &Rewraps| self.install(caller, rewraps, ino, (folder, name), standing, if_version);
+        let installed = filled.and_then(|()| self.across_contexts(caller, install));
         self.release(handle)?;
         let (info, (folder, name)) = installed?;
         self.name_changed(folder, &name);
@@ -125,12 +104,15 @@ impl Vault {
         Ok(info)
     }
 
-    /// The key context of the object with this name, if there is one.
-    fn context_at(&self, folder: Ino, name: &[u8]) -> Result<Option<Context>> {
-        let Some(entry) = self.find_entry(folder, name)? else { return Ok(None) };
-        let node = self.records.get::<Node>(entry.ino)?.ok_or(Error::NotFound)?;
-        let Some(id) = node.object() else { return Ok(None) };
-        Ok(self.records.get::<Object>((folder.organization(), id))?.map(|object| object.context.clone()))
+    /// The key context of the object with this name, or of one that is made there now.
+    fn context_at(&self, folder: Ino, name: &[u8]) -> Result<Context> {
+        let entry = self.find_entry(folder, name)?;
+        let node = entry.map_or(Ok(None), |entry| self.records.get::<Node>(entry.ino))?;
+        let object = node.and_then(|node| node.object());
+        match object.map_or(Ok(None), |id| self.records.get::<Object>((folder.organization(), id)))? {
+            Some(object) => Ok(object.context.clone()),
+            None => self.context_below(folder),
+        }
     }
 
     fn fill(&self, caller: &Caller, handle: Handle, input: &mut dyn Read) -> Result<()> {
@@ -156,16 +138,21 @@ impl Vault {
         }
     }
 
-    /// A new open file that has no name yet; after a crash it is gone. Without a key context of its own it takes its
-    /// organization's.
+    /// A new open file that has no name yet; after a crash it is gone.
     pub(super) fn make_nameless(
         &self,
         caller: &Caller,
         folder: Ino,
         name: &[u8],
-        context: Option<Context>,
+        context: Context,
     ) -> Result<(Ino, Handle)> {
-        let mut tx = self.begin()?;
+        let (birth, mut tx) = loop {
+            let birth = self.birth_with(folder.organization(), context.clone(), caller.patience)?;
+            let tx = self.begin()?;
+            if self.wraps_still(&tx, &birth, folder.organization())? {
+                break (birth, tx);
+            }
+        };
         let parent = self.folder(&tx, folder)?;
         let made = self.inherit(&tx, caller, (folder, &parent), 0o666, false)?;
         let ino = self.next_ino(&mut tx, folder.organization())?;
@@ -179,6 +166,7 @@ impl Vault {
             attributes: made.attributes.is_some(),
             ..Node::new(Time::now())
         };
+        self.bear(&mut tx, birth, ino, &node)?;
         tx.put_new(ino, node);
         if let Some(attributes) = made.attributes {
             tx.put_new(ino, attributes);
@@ -187,7 +175,7 @@ impl Vault {
         let access = Access { read: true, write: true, ..Access::default() };
         let content = self.contents.get(ino);
         content.is_new();
-        let handle = self.handles.lock().add(OpenFile::nameless(ino, access, content, context));
+        let handle = self.handles.lock().add(OpenFile::nameless(ino, access, content));
         self.finish(tx);
         Ok((ino, handle))
     }
@@ -197,9 +185,9 @@ impl Vault {
     fn install(
         &self,
         caller: &Caller,
+        rewraps: &Rewraps,
         ino: Ino,
         at: (Ino, &[u8]),
-        context: Option<Context>,
         wanted: Standing,
         if_version: Option<&str>,
     ) -> Result<(ObjectInfo, (Ino, Vec<u8>))> {
@@ -223,9 +211,6 @@ impl Vault {
         let size = node.size;
         let Some(standing) = standing else {
             self.check_quota(org, 1, size)?;
-            if let Some(context) = context {
-                tx.put((org, own), Object { context, ..self.new_object(caller, ino, &node)? });
-            }
             tx.put(ino, node);
             self.commit_version(&mut tx, caller, ino, true)?;
             self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
@@ -252,7 +237,7 @@ impl Vault {
         // `replace` counts one object and its bytes less.
         self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
         let open = self.handles.lock();
-        let id = self.replace_file(&mut tx, &open, caller, standing.ino, ino)?;
+        let id = self.replace_file(&mut tx, &open, caller, rewraps, standing.ino, ino)?;
         let info = self.info_in(&tx, id, at)?;
         self.finish(tx);
         Ok((info, (folder, name)))
@@ -312,7 +297,7 @@ impl Vault {
         let reading = self.begin_reading(folder.organization(), id, |object| object.version(version))?;
         self.expected_version(Standing::This(id), (folder, &name), if_version)?;
         let mut reader = ValueReader { vault: self, reading, at: 0, part: Default::default(), failed: None };
-        let context = Some(object.context.clone());
+        let context = object.context.clone();
         let stored = self.put(caller, (folder, &name), context, Standing::This(id), if_version, &mut reader);
         match reader.failed {
             Some(error) => Err(error),

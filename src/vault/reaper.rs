@@ -1,4 +1,5 @@
-//! The reaper: a background thread that ends tombstones whose time is over, and sees to it that there is room.
+//! The reaper: a background thread that ends tombstones whose time is over, sees to it that there is room, and locks
+//! organizations that nobody uses.
 
 use super::error::{Error, Result};
 use super::ids::OrgNo;
@@ -7,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 const ROUND: Duration = Duration::from_secs(10);
+const SHORTEST: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 256;
 
 /// Runs until the vault is closed.
@@ -25,7 +27,10 @@ pub fn run(vault: Weak<Vault>) {
             Ok(next) => place = next,
             Err(error) => vault.report(&format!("versions were not reaped: {error}")),
         }
-        pause = ROUND;
+        if let Err(error) = vault.lock_idle() {
+            vault.report(&format!("an idle organization was not locked: {error}"));
+        }
+        pause = vault.settings.lock_idle.map_or(ROUND, |limit| (limit / 4).clamp(SHORTEST, ROUND));
     }
 }
 

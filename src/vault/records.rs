@@ -17,6 +17,8 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 type Decoded = Option<Arc<dyn Row>>;
 
@@ -25,12 +27,18 @@ pub struct Sealer {
     pub id: [u8; 16],
     pub records: RecordKey,
     pub names: NameKey,
+    /// Refuses whoever enters: it is about to be closed.
+    refuses: AtomicBool,
+    made: Instant,
+    /// Milliseconds from `made` to its last use.
+    used: AtomicU64,
 }
 
 impl Sealer {
     pub fn new(id: [u8; 16], records: RecordKey) -> Self {
         let names = records.name_key();
-        Sealer { id, records, names }
+        let (refuses, made, used) = (AtomicBool::new(false), Instant::now(), AtomicU64::new(0));
+        Sealer { id, records, names, refuses, made, used }
     }
 }
 
@@ -70,13 +78,58 @@ impl Records {
         self.sealers.write().insert(org, Arc::new(sealer));
     }
 
+    /// Whether the organization's records can be opened.
     pub fn has_sealer(&self, org: OrgNo) -> bool {
-        self.sealers.read().contains_key(&org)
+        self.sealers.read().get(&org).is_some_and(|sealer| !sealer.refuses.load(Relaxed))
     }
 
-    /// The organization's sealer; whoever enters an organization has loaded it before.
+    /// As `has_sealer`, and it counts as use.
+    pub fn use_sealer(&self, org: OrgNo) -> bool {
+        self.sealers.read().get(&org).is_some_and(|sealer| {
+            sealer.used.store(sealer.made.elapsed().as_millis() as u64, Relaxed);
+            !sealer.refuses.load(Relaxed)
+        })
+    }
+
+    /// The organization's sealer. Whoever enters an organization has loaded it before; without it, it was locked since.
     pub fn sealer(&self, org: OrgNo) -> Result<Arc<Sealer>> {
-        self.sealers.read().get(&org).cloned().ok_or(Error::WouldWait)
+        self.sealers.read().get(&org).cloned().ok_or(Error::Locked)
+    }
+
+    /// Organizations that nobody entered for this long.
+    pub fn idle_for(&self, limit: Duration) -> Vec<OrgNo> {
+        let idle = |sealer: &Sealer| {
+            let used = Duration::from_millis(sealer.used.load(Relaxed));
+            sealer.made.elapsed().saturating_sub(used) >= limit
+        };
+        let sealers = self.sealers.read();
+        sealers.iter().filter(|(no, sealer)| **no != OrgNo::VAULT && idle(sealer)).map(|(no, _)| *no).collect()
+    }
+
+    /// Nobody enters the organization from now on.
+    pub fn refuse(&self, org: OrgNo) {
+        if let Some(sealer) = self.sealers.read().get(&org) {
+            sealer.refuses.store(true, Relaxed);
+        }
+    }
+
+    /// Drops the organization's sealer and decoded rows. False while something waits to be sealed with it: a batch
+    /// that is being stored may still add rows of any organization.
+    pub fn close(&self, org: OrgNo) -> bool {
+        let _writing = self.writing.lock();
+        {
+            let pending = self.pending.read();
+            let current = &pending.current;
+            if pending.frozen.is_some()
+                || current.rows.keys().any(|at| at.sealed_for == org)
+                || current.contents.keys().any(|ino| ino.organization() == org)
+            {
+                return false;
+            }
+            self.sealers.write().remove(&org);
+        }
+        self.cache.retain(|at, _| at.sealed_for != org);
+        true
     }
 
     pub fn name_hash(&self, folder: Ino, name: &[u8]) -> Result<[u8; 16]> {

@@ -1,5 +1,6 @@
 //! `rename` inside an organization. Onto an existing object it is a save: the object keeps its id and history.
 
+use super::context::Rewraps;
 use super::error::{Error, Result};
 use super::ids::Ino;
 use super::records::Tx;
@@ -15,6 +16,17 @@ impl Vault {
         if shown(from) || shown(to) {
             return Err(VERSIONS_STAY);
         }
+        self.across_contexts(caller, |rewraps| self.rename_once(caller, rewraps, from, to, mode))
+    }
+
+    fn rename_once(
+        &self,
+        caller: &Caller,
+        rewraps: &Rewraps,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<()> {
         if from.0.is_graveyard() {
             return self.restore_by_rename(caller, from, to, mode);
         }
@@ -80,7 +92,7 @@ impl Vault {
             self.finish(tx);
             return Ok(());
         }
-        self.replace(tx, caller, target.ino, source.ino, to)
+        self.replace(tx, caller, rewraps, target.ino, source.ino, to)
     }
 
     /// Moves an entry; what stood at its new name is the caller's affair.

@@ -123,8 +123,8 @@ impl Vault {
                 let id = ObjectId(u128::from_be_bytes((*key).try_into().expect("keys of objects are ids")));
                 let object = match self.records.get::<Object>((org, id)) {
                     Ok(Some(object)) => object,
-                    // A damaged row holds up nothing else; `fsck` finds it.
-                    Ok(None) | Err(Error::Corrupt(_)) => continue,
+                    // A damaged row holds up nothing else, and `fsck` finds it; nor does an organization locked since.
+                    Ok(None) | Err(Error::Corrupt(_) | Error::Locked) => continue,
                     Err(error) => return Err(error),
                 };
                 for superseded_by in object.versions.iter().skip(1) {
@@ -142,8 +142,8 @@ impl Vault {
         let Candidate { org, what, .. } = candidate;
         match what {
             What::Tombstone(number) => match self.purge_grave(&Caller::daemon(), *org, *number) {
-                // Restored or purged since.
-                Err(Error::NotFound) => Ok(()),
+                // Restored or purged since, or its organization was locked.
+                Err(Error::NotFound | Error::Locked) => Ok(()),
                 purged => purged,
             },
             What::Version(id) => {

@@ -13,7 +13,10 @@ use std::any::Any;
 use std::collections::BTreeMap;
 
 /// A key context: 1 to 10 pairs in the order of their keys.
-pub type Context = Vec<(String, String)>;
+pub type Context = Vec<Pair>;
+
+/// A key and a value of a key context.
+pub type Pair = (String, String);
 
 /// A row that can wait, decoded, until a batch seals it.
 pub trait Row: Any + Send + Sync {
@@ -59,9 +62,7 @@ pub struct OrgRecord {
     pub id: OrgId,
     pub name: String,
     pub created: Time,
-    pub kek: KekRef,
-    pub residency: Residency,
-    /// The organization's metadata key, wrapped under its KEK.
+    /// The organization's metadata key, wrapped under the KEK of its first pair.
     pub metadata_key: WrappedDek,
     pub metadata_commitment: [u8; 32],
     /// The next local inode number to give out.
@@ -73,14 +74,61 @@ pub struct OrgRecord {
     pub tombstones: u64,
     /// Bytes of the store that tombstones and earlier versions take: what purging all of them would give back.
     pub held: u64,
+    /// Folders with pairs of a key context of their own.
+    pub context_folders: u64,
     /// Set while the organization itself is a tombstone.
     pub deleted: bool,
+    /// Its keys are to stay out of memory.
+    pub locked: bool,
+    /// Set until every DEK is under new KEK versions, and the old ones are destroyed.
+    pub rotation: Option<Rotation>,
+    /// When its KEKs were made or rotated last.
+    pub rotated: Time,
 }
 
-/// Where an organization's KEK lives (`keys.md`).
+/// KEK versions made before this are to be replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rotation {
+    pub started: Time,
+}
+
+/// The KEK of one pair of one organization.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kek {
+    pub pair: Pair,
+    pub id: [u8; 16],
+    /// Oldest first; the last one wraps. None: it was revoked, and is never made again.
+    pub versions: Vec<KekVersion>,
+    /// The pair's part of what seals data keys, wrapped under this KEK; made with the first of them.
+    pub data_keys: Option<WrappedDek>,
+}
+
+/// One version of a KEK that the token holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KekVersion {
+    pub version: u32,
+    pub made: Time,
+    pub residency: Residency,
+}
+
+/// Where a KEK lives (`keys.md`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Residency {
     Token,
+}
+
+/// A KEK that is being made or destroyed: the token may hold it, and no record names it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    pub org: OrgNo,
+    pub pair: Pair,
+    pub what: Intention,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Intention {
+    Make,
+    Destroy,
 }
 
 /// The vault's own record, written with every batch.
@@ -470,5 +518,22 @@ impl Record for Freed {
     fn at((org, place): Self::Id) -> RowAt {
         let parts = [&org.0.to_be_bytes()[..], &place.segment.to_be_bytes(), &place.offset.to_be_bytes()];
         RowAt::new(Self::TABLE, org, &parts)
+    }
+}
+
+impl Record for Kek {
+    /// The organization and the pair's hash.
+    type Id = (OrgNo, [u8; 16]);
+    const TABLE: Table = Table::Kek;
+    fn at((org, hash): Self::Id) -> RowAt {
+        RowAt::new(Self::TABLE, OrgNo::VAULT, &[&org.0.to_be_bytes(), &hash])
+    }
+}
+
+impl Record for Intent {
+    type Id = KekRef;
+    const TABLE: Table = Table::Intent;
+    fn at(kek: KekRef) -> RowAt {
+        RowAt::new(Self::TABLE, OrgNo::VAULT, &[&kek.id, &kek.version.to_be_bytes()])
     }
 }

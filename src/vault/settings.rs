@@ -25,6 +25,10 @@ pub struct Settings {
     pub key_cache: usize,
     pub key_cache_soft: Duration,
     pub key_cache_hard: Duration,
+    /// How old KEKs become before they are rotated.
+    pub key_rotation: Duration,
+    /// Organizations that nobody uses for this long are locked.
+    pub lock_idle: Option<Duration>,
     /// Decoded records in memory.
     pub record_cache: usize,
     /// Bytes in one segment file, a multiple of 4 KiB.
@@ -52,6 +56,8 @@ impl Default for Settings {
             key_cache: 10_000,
             key_cache_soft: Duration::from_secs(5 * 60),
             key_cache_hard: Duration::from_secs(15 * 60),
+            key_rotation: Duration::from_secs(30 * DAY),
+            lock_idle: None,
             record_cache: 200_000,
             segment_size: SEGMENT_LIMIT,
             audit_names: false,
@@ -85,6 +91,8 @@ impl Settings {
             "key_cache" => self.key_cache = number()?,
             "key_cache_soft" => self.key_cache_soft = duration()?,
             "key_cache_hard" => self.key_cache_hard = duration()?,
+            "key_rotation" => self.key_rotation = duration()?,
+            "lock_idle" => self.lock_idle = if value == "never" { None } else { Some(duration()?) },
             "record_cache" => self.record_cache = number()?,
             "segment_size" => {
                 let whole = parse_size(value).filter(|size| *size > 0 && size % UNIT == 0);

@@ -391,6 +391,10 @@ impl Vault {
         let mut rows_left = CHORES;
         while rows_left > 0 {
             let Some((ino, task, epoch)) = self.chores.lock().pop_front() else { break };
+            // Of a locked organization: its task stays in the records until it is unlocked.
+            if !self.records.has_sealer(ino.organization()) {
+                continue;
+            }
             let content = self.contents.get(ino);
             let mut state = content.state.write();
             let map = match self.complete_map(ino, &mut state) {

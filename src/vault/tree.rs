@@ -1,5 +1,6 @@
 //! The tree: names in folders, making, linking and removing them.
 
+use super::context::Rewraps;
 use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgNo};
 use super::records::Tx;
@@ -146,23 +147,26 @@ impl Vault {
         self.enter(parent, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(caller, 0)?;
-        let mut tx = self.begin()?;
-        let (ino, node) = self.make_in(&mut tx, caller, parent, name, mode, what)?;
+        let (tx, ino, node) = self.make_in(caller, parent, name, mode, what)?;
         self.finish(tx);
         Ok(Attr::of(ino, &node))
     }
 
+    /// Makes an inode and its name in a transaction, which the caller finishes.
     pub(super) fn make_in(
         &self,
-        tx: &mut Tx,
         caller: &Caller,
         parent: Ino,
         name: &[u8],
         mode: u32,
         what: Make,
-    ) -> Result<(Ino, Node)> {
+    ) -> Result<(Tx<'_>, Ino, Node)> {
         let hash = self.check_name(parent, name)?;
-        let folder = self.folder(tx, parent)?;
+        let (mut tx, birth) = match what {
+            Make::File => self.begin_birth(caller, parent)?,
+            _ => (self.begin()?, None),
+        };
+        let folder = self.folder(&tx, parent)?;
         if tx.get::<Entry>((parent, hash))?.is_some() {
             return Err(Error::Exists);
         }
@@ -184,7 +188,7 @@ impl Vault {
         let inherits = folder.mode & libc::S_ISGID != 0;
         let made = match &kind {
             Kind::Symlink { .. } => Made { mode: 0o777, attributes: None },
-            _ => self.inherit(tx, caller, (parent, &folder), mode & 0o7777, directory)?,
+            _ => self.inherit(&tx, caller, (parent, &folder), mode & 0o7777, directory)?,
         };
         let mut node = Node {
             mode: made.mode,
@@ -203,19 +207,22 @@ impl Vault {
         if inherits && directory {
             node.mode |= libc::S_ISGID;
         }
-        let ino = self.next_ino(tx, parent.organization())?;
+        let ino = self.next_ino(&mut tx, parent.organization())?;
         tx.put_new((parent, hash), Entry { name: name.to_vec(), ino, kind: node.kind.mode_bits() });
         tx.put_new(ino, node.clone());
         if let Some(attributes) = made.attributes {
             tx.put_new(ino, attributes);
         }
-        self.touch_folder(tx, parent, i32::from(directory), now)?;
+        self.touch_folder(&mut tx, parent, i32::from(directory), now)?;
         if let Some(object) = node.object() {
             tx.absent::<ContentRecord>(ino);
             tx.absent::<Object>((ino.organization(), object));
-            self.count(tx, parent.organization(), |org| org.objects += 1)?;
+            self.count(&mut tx, parent.organization(), |org| org.objects += 1)?;
         }
-        Ok((ino, node))
+        if let Some(birth) = birth {
+            self.bear(&mut tx, birth, ino, &node)?;
+        }
+        Ok((tx, ino, node))
     }
 
     pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
@@ -265,10 +272,17 @@ impl Vault {
             return Err(self.root_refusal(name)?);
         }
         self.enter(parent, caller.patience)?;
-        self.unlink_in(self.begin()?, caller, parent, name)
+        self.across_contexts(caller, |rewraps| self.unlink_in(self.begin()?, caller, rewraps, parent, name))
     }
 
-    pub(super) fn unlink_in(&self, mut tx: Tx, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
+    pub(super) fn unlink_in(
+        &self,
+        mut tx: Tx,
+        caller: &Caller,
+        rewraps: &Rewraps,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<()> {
         let hash = self.check_name(parent, name)?;
         let entry = tx.need::<Entry>((parent, hash))?;
         if entry.kind == libc::S_IFDIR {
@@ -277,7 +291,7 @@ impl Vault {
         let now = Time::now();
         tx.delete::<Entry>((parent, hash));
         self.touch_folder(&mut tx, parent, 0, now)?;
-        self.drop_link(tx, caller, entry.ino, (parent, name), now)
+        self.drop_link(tx, caller, rewraps, entry.ino, (parent, name), now)
     }
 
     /// What removing a name in the root, which holds organizations only, is refused with.
@@ -289,7 +303,15 @@ impl Vault {
     }
 
     /// Finishes a transaction that took a name from an inode.
-    fn drop_link(&self, mut tx: Tx, caller: &Caller, ino: Ino, path: (Ino, &[u8]), now: Time) -> Result<()> {
+    fn drop_link(
+        &self,
+        mut tx: Tx,
+        caller: &Caller,
+        rewraps: &Rewraps,
+        ino: Ino,
+        path: (Ino, &[u8]),
+        now: Time,
+    ) -> Result<()> {
         let mut node = (*tx.need::<Node>(ino)?).clone();
         node.links = node.links.saturating_sub(1);
         node.ctime = now;
@@ -299,7 +321,7 @@ impl Vault {
             return Ok(());
         }
         if node.object().is_some() {
-            return self.delete_object_node(tx, caller, ino, node, path);
+            return self.delete_object_node(tx, caller, rewraps, ino, node, path);
         }
         self.remove_node(&mut tx, ino, &node, false)?;
         self.finish(tx);
@@ -317,6 +339,9 @@ impl Vault {
             self.remember_removed(tx, ino, node)?;
         }
         tx.delete::<Node>(ino);
+        if node.kind.is_directory() && !self.own_pairs(ino, node)?.is_empty() {
+            self.count(tx, ino.organization(), |org| org.context_folders = org.context_folders.saturating_sub(1))?;
+        }
         if node.attributes {
             tx.delete::<Attributes>(ino);
         }

@@ -357,6 +357,35 @@ pub struct OrganizationInfo {
     pub quota_objects: Option<u64>,
 }
 
+/// One version of a KEK.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct KekInfo {
+    pub key_id: String,
+    /// Name and id; empty for the vault's own.
+    pub organization: String,
+    pub organization_id: String,
+    /// `KEY=VALUE`
+    pub pair: String,
+    /// `current`, `old` (while a rotation lasts) or `revoked`.
+    pub state: String,
+    pub residency: String,
+    pub made_at: Option<String>,
+}
+
+/// A rotation under way.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct RotationInfo {
+    pub organization: String,
+    pub organization_id: String,
+    /// Contents looked at, of about so many.
+    pub done: u64,
+    pub total: u64,
+    /// Since it was begun, or gone on with by this process.
+    pub milliseconds: u64,
+    /// Why it waits.
+    pub error: Option<String>,
+}
+
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct ObjectInfo {
     pub id: String,

@@ -1,7 +1,7 @@
 //! Every route of objects and data keys, with exact statuses and shapes.
 
 use crate::http::Service;
-use crate::vault::Vault;
+use crate::vault::{Vault, try_run};
 use serde_json::{Value, json};
 
 pub fn served() -> (Vault, Service) {
@@ -169,6 +169,56 @@ fn pages_lead_through_250_objects_in_both_directions() {
     service.get("/vault/v1/kv?limit=0").is(400);
     service.get("/vault/v1/kv?order=sideways").is(400);
     assert_eq!(service.get("/vault/v1/kv?search=n24&limit=100").is(200)["data"].as_array().unwrap().len(), 11);
+}
+
+#[test]
+fn each_pair_that_a_service_gives_has_a_kek_and_folders_add_theirs() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let acme = vault.org("acme");
+    let service = vault.service();
+    std::fs::create_dir(acme.join("eu")).unwrap();
+    let eu = acme.join("eu");
+    try_run("setfattr", &[&"-n", &"user.vault.context.region", &"-v", &"eu", &eu]).good();
+    let create = |name: &str, context: Value| {
+        service.post("/vault/v1/kv", json!({ "key_context": context, "name": name, "value": "1" })).is(201)
+    };
+    let plain = create("plain", json!({ "organizationId": "acme" }));
+    let made = create("two", json!({ "organizationId": "acme", "customer": "c17" }));
+    let keks = |object: &Value| object["key_id"].as_str().unwrap().split(',').count();
+    let below = create("eu/f", json!({ "organizationId": "acme", "customer": "c17" }));
+    assert_eq!((keks(&plain), keks(&made), keks(&below)), (1, 2, 3));
+    assert_eq!((&below["context"]["region"], &below["context"]["customer"]), (&json!("eu"), &json!("c17")));
+    assert_eq!(std::fs::read(acme.join("eu/f")).unwrap(), b"1");
+    vault.command(&["key", "revoke", "acme", "customer=c17", "--for-ever"]).good();
+    let read = |object: &Value| service.get(&format!("/vault/v1/kv/{}", object["id"].as_str().unwrap()));
+    assert_eq!(read(&plain).is(200)["value"], "1");
+    read(&made).is(503);
+    read(&below).is(503);
+    let body = json!({ "organizationId": "acme", "customer": "c17" });
+    service.post("/vault/v1/kv", json!({ "key_context": body, "name": "again", "value": "1" })).is(503);
+}
+
+#[test]
+fn data_keys_open_after_a_rotation_and_end_with_their_pair() {
+    let (vault, service) = served();
+    let post = |route: &str, body: Value| service.post(&format!("/vault/v1/keys/{route}"), body);
+    let make = |context: Value| post("data-key", json!({ "context": context })).is(200);
+    let plain = make(json!({ "organizationId": "acme" }));
+    let made = make(json!({ "organizationId": "acme", "customer": "c17" }));
+    let keys = vault.token_keys();
+    vault.command(&["key", "rotate", "acme"]).good();
+    assert_eq!(vault.token_keys(), keys, "the old versions are gone from the token");
+    let open = |made: &Value| post("decrypt", json!({ "keys": made["encrypted_keys"] }));
+    for made in [&plain, &made] {
+        assert_eq!(open(made).is(200)["data_key"], made["data_key"]);
+    }
+    vault.command(&["org", "lock", "acme"]).good();
+    open(&plain).is(503);
+    vault.command(&["org", "unlock", "acme"]).good();
+    vault.command(&["key", "revoke", "acme", "customer=c17", "--for-ever"]).good();
+    assert_eq!(open(&plain).is(200)["data_key"], plain["data_key"]);
+    open(&made).is(503);
+    post("data-key", json!({ "context": { "organizationId": "acme", "customer": "c17" } })).is(503);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn a_token_that_goes_away_is_bridged_and_noticed_when_back() {
     isolated("outage::a_token_that_goes_away_is_bridged_and_noticed_when_back", |token| {
         let keyring = token.open();
         let kek = kek(&keyring);
-        let cached = keyring.fresh(1, kek, &context("a"), Patience::Wait).unwrap().wrapped;
+        let cached = keyring.fresh(1, &[kek], &context("a"), Patience::Wait).unwrap().wrapped;
         let cold = wrapped(&keyring, kek);
         token.take_away();
         for _ in 0..5 {

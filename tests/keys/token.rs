@@ -214,7 +214,7 @@ pub fn kek(keyring: &Keyring) -> KekRef {
 
 /// A wrapped DEK that the cache does not hold.
 pub fn wrapped(keyring: &Keyring, kek: KekRef) -> WrappedDek {
-    let wrapped = keyring.fresh(1, kek, &context("a"), Patience::Wait).unwrap().wrapped;
+    let wrapped = keyring.fresh(1, &[kek], &context("a"), Patience::Wait).unwrap().wrapped;
     keyring.forget(&wrapped.dek_id);
     wrapped
 }

@@ -149,6 +149,32 @@ impl Vault {
         fs::rename(self.token().join("away"), self.token().join("tokens")).unwrap();
     }
 
+    /// Does something while the token lacks one KEK (`kek_…:vN`).
+    pub fn without_kek(&self, kek: &str, act: impl FnOnce()) {
+        let (id, version) = kek.strip_prefix("kek_").and_then(|kek| kek.split_once(":v")).expect("a KEK's name");
+        let id = format!("{id}{:08x}", version.parse::<u32>().unwrap());
+        let kept = self.directory().join("token-kept");
+        run("cp", &[&"-a", &self.token(), &kept]);
+        let tool = ["--module", module(), "--token-label", "vault", "--login", "--pin", PIN, "--delete-object"];
+        let mut tool = {
+            let mut c = self.in_environment("pkcs11-tool");
+            c.args(tool);
+            c
+        };
+        Done::of(tool.args(["--type", "secrkey", "--id", &id]), b"").good();
+        act();
+        fs::remove_dir_all(self.token()).unwrap();
+        fs::rename(kept, self.token()).unwrap();
+    }
+
+    /// Keys in the token. A kill while SoftHSM makes or destroys one leaves files that are none.
+    pub fn token_keys(&self) -> usize {
+        let tool = ["--module", module(), "--token-label", "vault", "--login", "--pin", PIN];
+        let mut command = self.in_environment("pkcs11-tool");
+        let listed = Done::of(command.args(tool).args(["--list-objects", "--type", "secrkey"]), b"").good();
+        listed.text().lines().filter(|line| line.trim_start().starts_with("ID:")).count()
+    }
+
     /// Files that the token keeps: one for each object in it, and few others.
     pub fn token_files(&self) -> usize {
         let listed = Done::of(Command::new("find").arg(self.token()).args(["-name", "*.object"]), b"").good();

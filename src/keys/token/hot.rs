@@ -11,8 +11,8 @@ use std::ffi::c_void;
 use std::path::Path;
 use zeroize::Zeroizing;
 
-/// Room for a wrapped DEK with an IV or a tag of any token's making.
-const ROOM: usize = 128;
+/// Room for a DEK wrapped ten times, with an IV of the token's making.
+const ROOM: usize = 256;
 
 type Init = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV;
 type Run = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV;
@@ -66,13 +66,13 @@ impl Hot {
     }
 
     /// The ciphertext and its 128-bit tag.
-    pub fn encrypt(&self, gcm: Gcm, plaintext: &[u8; 32]) -> Result<Output, Error> {
+    pub fn encrypt(&self, gcm: Gcm, plaintext: &[u8]) -> Result<Output, Error> {
         let functions = (self.encrypt_init, self.encrypt);
         call(functions, (Function::EncryptInit, Function::Encrypt), gcm, plaintext)
     }
 
     /// The plaintext. After an error the session may be stuck in the operation: discard it.
-    pub fn decrypt(&self, gcm: Gcm, ciphertext: &[u8; 48]) -> Result<Output, Error> {
+    pub fn decrypt(&self, gcm: Gcm, ciphertext: &[u8]) -> Result<Output, Error> {
         let functions = (self.decrypt_init, self.decrypt);
         call(functions, (Function::DecryptInit, Function::Decrypt), gcm, ciphertext)
     }

@@ -29,7 +29,10 @@ pub fn suite_one(at: &At) -> Result<(), Fault> {
 
 fn trial(at: &At, key: ObjectHandle) -> Result<(), Fault> {
     let (secret, iv, aad) = (random::<32>(), random::<12>(), random::<32>());
-    let encrypt = |iv: &[u8; 12]| -> Result<[u8; 48], Fault> { whole(&at.encrypt(key, iv, &aad, &secret)?) };
+    let encrypt = |iv: &[u8; 12]| -> Result<[u8; 48], Fault> {
+        let sealed = at.encrypt(key, iv, &aad, &secret)?;
+        Ok(whole(&sealed, 48)?.try_into().expect("just measured"))
+    };
     let sealed = encrypt(&iv).map_err(explained)?;
     if sealed != encrypt(&iv).map_err(explained)? {
         return Err(lacking("it does not use the IV it is given"));

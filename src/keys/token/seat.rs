@@ -5,13 +5,16 @@ use super::hot::{Gcm, Output};
 use super::link::{INTERVAL, Link};
 use super::module::Entered;
 use super::{count, probe};
-use crate::crypto::{LockedKey, random};
-use crate::keys::{KekRef, KeyError, WrapLayer, configuration, unavailable};
+use crate::crypto::random;
+use crate::keys::{KekRef, KeyError, SUITE_TOKEN_GCM, WrapLayer, configuration, unavailable};
 use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use zeroize::Zeroizing;
+
+/// Bytes of an AES-GCM tag.
+const TAG: usize = 16;
 
 /// Asks the token with one session that is opened again when it is no longer good.
 pub struct Seat {
@@ -42,27 +45,31 @@ impl Seat {
         self.climb(probe::suite_one)
     }
 
-    /// Wraps a DEK under `kek`; the layer's IV is fresh.
-    pub fn wrap(&mut self, kek: KekRef, aad: &[u8; 32], dek: &LockedKey) -> Result<WrapLayer, KeyError> {
+    /// Makes one layer over `inner`, a DEK or what the layer below wrote: the layer, and the tag longer ciphertext.
+    pub fn wrap(&mut self, kek: KekRef, aad: &[u8; 32], inner: &[u8]) -> Result<(WrapLayer, Vec<u8>), KeyError> {
         self.climb(|at| {
             let iv = random();
-            let output = at.with_key(kek, |key| at.encrypt(key, &iv, aad, dek.expose()))?;
+            let output = at.with_key(kek, |key| at.encrypt(key, &iv, aad, inner))?;
             count(&at.link.counters.wraps);
-            Ok(WrapLayer { kek, iv, ciphertext: whole(&output)? })
+            let layer = WrapLayer { suite: SUITE_TOKEN_GCM, kek, iv: iv.to_vec() };
+            Ok((layer, whole(&output, inner.len() + TAG)?.to_vec()))
         })
     }
 
-    /// Opens what `wrap` made.
-    pub fn unwrap(&mut self, layer: &WrapLayer, aad: &[u8; 32]) -> Result<LockedKey, KeyError> {
+    /// Opens one layer.
+    pub fn unwrap(&mut self, layer: &WrapLayer, aad: &[u8; 32], outer: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let iv = <&[u8; 12]>::try_from(&layer.iv[..]).map_err(|_| KeyError::Authentication)?;
+        if layer.suite != SUITE_TOKEN_GCM || outer.len() < 32 + TAG {
+            return Err(KeyError::Authentication);
+        }
         self.climb(|at| {
-            let decrypt = |key| at.decrypt(at.session, key, &layer.iv, aad, &layer.ciphertext);
+            let decrypt = |key| at.decrypt(at.session, key, iv, aad, outer);
             let output = at.with_key(layer.kek, decrypt).or_else(|fault| match fault {
-                Fault::Sick(_) => at.second_opinion(layer, aad, fault),
+                Fault::Sick(_) => at.second_opinion(layer.kek, iv, aad, outer, fault),
                 other => Err(other),
             })?;
             count(&at.link.counters.unwraps);
-            let mut dek = Zeroizing::new(whole(&output)?);
-            LockedKey::take(&mut dek).map_err(|error| Fault::Final(error.into()))
+            Ok(Zeroizing::new(whole(&output, outer.len() - TAG)?.to_vec()))
         })
     }
 
@@ -196,17 +203,22 @@ impl At<'_> {
 
     /// Tells a forged blob from a sick token, which no code does: a fresh secret has to survive the way
     /// through the same KEK, and the blob has to fail again after that.
-    fn second_opinion(&self, layer: &WrapLayer, aad: &[u8; 32], first: Fault) -> Result<Output, Fault> {
+    fn second_opinion(
+        &self,
+        kek: KekRef,
+        iv: &[u8; 12],
+        aad: &[u8; 32],
+        outer: &[u8],
+        first: Fault,
+    ) -> Result<Output, Fault> {
         // A session of its own: the first may be stuck in the operation that failed.
         let session = self.link.open_session(self.entered)?;
         let at = At { session: &session, ..*self };
-        let opinion = match at.search(layer.kek).and_then(|key| Ok((key, at.round_trip(key)?))) {
-            Ok((key, true)) => {
-                at.decrypt(&session, key, &layer.iv, aad, &layer.ciphertext).map_err(|fault| match fault {
-                    Fault::Sick(_) => Fault::Final(KeyError::Authentication),
-                    other => other,
-                })
-            }
+        let opinion = match at.search(kek).and_then(|key| Ok((key, at.round_trip(key)?))) {
+            Ok((key, true)) => at.decrypt(&session, key, iv, aad, outer).map_err(|fault| match fault {
+                Fault::Sick(_) => Fault::Final(KeyError::Authentication),
+                other => other,
+            }),
             Ok((_, false)) => Err(Fault::Sick("it decrypts to something else than it encrypted".to_owned())),
             Err(_) => Err(first),
         };
@@ -215,12 +227,12 @@ impl At<'_> {
     }
 
     fn round_trip(&self, key: ObjectHandle) -> Result<bool, Fault> {
-        let (secret, iv, aad) = (random(), random(), random());
-        let sealed = whole(&self.encrypt(key, &iv, &aad, &secret)?)?;
-        Ok(self.decrypt(self.session, key, &iv, &aad, &sealed)?.bytes() == secret)
+        let (secret, iv, aad) = (random::<32>(), random(), random());
+        let sealed = self.encrypt(key, &iv, &aad, &secret)?;
+        Ok(self.decrypt(self.session, key, &iv, &aad, whole(&sealed, 32 + TAG)?)?.bytes() == secret)
     }
 
-    pub fn encrypt(&self, key: ObjectHandle, iv: &[u8; 12], aad: &[u8; 32], data: &[u8; 32]) -> Result<Output, Fault> {
+    pub fn encrypt(&self, key: ObjectHandle, iv: &[u8; 12], aad: &[u8; 32], data: &[u8]) -> Result<Output, Fault> {
         count(&self.link.counters.calls);
         let gcm = Gcm { session: self.session.handle(), key: key.handle(), iv, aad };
         let output = self.entered.hot().encrypt(gcm, data)?;
@@ -234,7 +246,7 @@ impl At<'_> {
         key: ObjectHandle,
         iv: &[u8; 12],
         aad: &[u8; 32],
-        data: &[u8; 48],
+        data: &[u8],
     ) -> Result<Output, Fault> {
         count(&self.link.counters.calls);
         let gcm = Gcm { session: session.handle(), key: key.handle(), iv, aad };
@@ -243,7 +255,10 @@ impl At<'_> {
 }
 
 /// The output, when it has the length it has to have.
-pub fn whole<const N: usize>(output: &Output) -> Result<[u8; N], Fault> {
-    let len = output.bytes().len();
-    output.bytes().try_into().map_err(|_| Fault::Sick(format!("it wrote {len} bytes where AES-GCM writes {N}")))
+pub fn whole(output: &Output, len: usize) -> Result<&[u8], Fault> {
+    let wrote = output.bytes().len();
+    if wrote == len {
+        return Ok(output.bytes());
+    }
+    Err(Fault::Sick(format!("it wrote {wrote} bytes where AES-GCM writes {len}")))
 }

@@ -72,6 +72,7 @@ impl Vault {
 
     /// Copies inside one content: what is stored is named a second time, what is not is written again.
     fn share_range(&self, caller: &Caller, file: &OpenFile, from: u64, to: u64, len: u64) -> Result<u64> {
+        self.enter(file.ino, caller.patience)?;
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(caller, 0)?;
         let content = &file.content;

@@ -9,8 +9,8 @@ use crate::vault::error::{Error, Result};
 use crate::vault::extents;
 use crate::vault::ids::{Ino, ObjectId, OrgNo};
 use crate::vault::row::{
-    Attributes, Buried, ContentRecord, Entry, Extent, Freed, Kind, Node, Object, OrgRecord, Past, Pending, Piece,
-    Record, RowAt, Segment, Stored, Task, Tombstone, VaultRecord,
+    Attributes, Buried, ContentRecord, Entry, Extent, Freed, Intent, Kek, Kind, Node, Object, OrgRecord, Past, Pending,
+    Piece, Record, RowAt, Segment, Stored, Task, Tombstone, VaultRecord,
 };
 use crate::vault::{ApiKey, Profile};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -144,7 +144,7 @@ impl NodeSeen {
 fn owner_by_key(table: Table, key: &Key) -> Option<OrgNo> {
     let number = || OrgNo(key.first_chunk().map_or(u32::MAX, |org| u32::from_be_bytes(*org)));
     match table {
-        Table::Organization | Table::ApiKey | Table::Profile => Some(OrgNo::VAULT),
+        Table::Organization | Table::ApiKey | Table::Profile | Table::Kek | Table::Intent => Some(OrgNo::VAULT),
         Table::Node | Table::Attributes if ino_of(key).is_top() => Some(OrgNo::VAULT),
         Table::Node
         | Table::Attributes
@@ -165,7 +165,7 @@ fn key_length(table: Table) -> usize {
         Table::Pending => 9,
         Table::Tombstone => 12,
         Table::Extent | Table::Object | Table::Freed | Table::ApiKey => 16,
-        Table::Buried => 20,
+        Table::Buried | Table::Kek | Table::Intent => 20,
         Table::Entry | Table::Past => 24,
     }
 }
@@ -274,6 +274,10 @@ impl Check<'_> {
             if let (Some(freed), Some(place)) = (check.open::<Freed>(key, org, sealed), Freed::place_of(key)) {
                 c.freed.push((org, place, freed.len));
             }
+        })?;
+        self.pass(snapshot, c, Table::Kek, |check, _, key, org, sealed| drop(check.open::<Kek>(key, org, sealed)))?;
+        self.pass(snapshot, c, Table::Intent, |check, _, key, org, sealed| {
+            drop(check.open::<Intent>(key, org, sealed));
         })?;
         Ok(census)
     }

@@ -1,0 +1,180 @@
+//! `vaultfs key …`: the KEKs, their rotation and their end.
+
+use super::Global;
+use super::client::Client;
+use super::exit::Failure;
+use super::output::{fields, print, print_json, shown, table};
+use super::place;
+use crate::api::Code;
+use crate::api::percent::encode;
+use crate::api::shape::{KeyPair, List};
+use crate::vault::{KekInfo, RotationInfo};
+use axum::http::Method;
+use clap::Subcommand;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// How often a rotation is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+const BAR: u64 = 30;
+
+#[derive(Subcommand)]
+pub enum Key {
+    /// Make new KEK versions, wrap every DEK under them, and destroy the old ones; values are not rewritten
+    #[command(group(clap::ArgGroup::new("what").required(true).args(["organization", "all", "root"])))]
+    Rotate {
+        /// Name or id (org_…)
+        organization: Option<String>,
+        /// Every organization, deleted ones that can be restored too
+        #[arg(long)]
+        all: bool,
+        /// The vault's own KEK
+        #[arg(long)]
+        root: bool,
+    },
+    /// List the KEKs of an organization, or of the whole vault
+    List {
+        /// Name or id (org_…)
+        organization: Option<String>,
+    },
+    /// Show a KEK
+    Show {
+        /// As `key list` names it (kek_…:v1), or without the version
+        kek: String,
+    },
+    /// Destroy the KEK of a pair for good: every object that carries the pair is closed for ever
+    Revoke {
+        /// Name or id (org_…)
+        organization: String,
+        /// As in customer=c17
+        #[arg(value_name = "KEY=VALUE", value_parser = pair)]
+        pair: (String, String),
+        /// It cannot be undone: say that you mean it
+        #[arg(long, required = true)]
+        for_ever: bool,
+    },
+}
+
+impl Key {
+    pub fn run(self, global: &Global) -> Result<(), Failure> {
+        let client = &mut Client::new(&place::state(global)?)?;
+        match self {
+            Key::Rotate { root: true, .. } => client.order("/keys/root/rotate", &()),
+            Key::Rotate { organization: Some(organization), .. } => {
+                let route = format!("/organizations/{}/rotate", encode(organization.as_bytes()));
+                client.order(&route, &()).map_err(|f| f.about(&organization))?;
+                follow(client, Some(&organization), global)
+            }
+            Key::Rotate { .. } => {
+                client.order("/keys/rotate", &())?;
+                follow(client, None, global)
+            }
+            Key::List { organization } => list(client, organization.as_deref(), global),
+            Key::Show { kek } => show(client, &kek, global),
+            Key::Revoke { organization, pair: (key, value), .. } => {
+                let route = format!("/organizations/{}/revoke", encode(organization.as_bytes()));
+                client.order(&route, &KeyPair { key, value }).map_err(|f| f.about(&organization))
+            }
+        }
+    }
+}
+
+/// Waits until the rotations are done, with a bar on a terminal. A daemon goes on with them when nobody waits.
+fn follow(client: &mut Client, organization: Option<&str>, global: &Global) -> Result<(), Failure> {
+    let bar = std::io::stderr().is_terminal() && !global.json;
+    let ours =
+        |r: &RotationInfo| organization.is_none_or(|which| which == r.organization || which == r.organization_id);
+    loop {
+        let all: List<RotationInfo> = client.ask(Method::GET, "/keys/rotations")?;
+        let left: Vec<_> = all.data.into_iter().filter(ours).collect();
+        if bar {
+            eprint!("\r{}\x1b[K", if left.is_empty() { String::new() } else { progress(&left) });
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn progress(left: &[RotationInfo]) -> String {
+    let sum = |of: fn(&RotationInfo) -> u64| left.iter().map(of).sum::<u64>();
+    let (done, total) = (sum(|r| r.done), sum(|r| r.total).max(1));
+    let filled = (BAR * done / total).min(BAR) as usize;
+    let begun = left.iter().map(|r| r.milliseconds).max().unwrap_or(0);
+    let eta = match (done, total.saturating_sub(done) * begun / done.max(1) / 1000) {
+        (0, _) => "?".to_owned(),
+        (_, seconds) if seconds < 60 => format!("{seconds} s"),
+        (_, seconds) => format!("{} min", seconds.div_ceil(60)),
+    };
+    let waits = left.iter().find_map(|r| r.error.as_ref()).map(|why| format!("  waits: {why}")).unwrap_or_default();
+    let bar = format!("[{}{}]", "#".repeat(filled), " ".repeat(BAR as usize - filled));
+    format!("{bar} {done} of {total}, {eta} left{waits}")
+}
+
+fn list(client: &mut Client, organization: Option<&str>, global: &Global) -> Result<(), Failure> {
+    let list = all(client, organization)?;
+    if global.json {
+        return print_json(&list);
+    }
+    let row = |k: &KekInfo| {
+        let made = k.made_at.clone().unwrap_or_else(|| "-".into());
+        [shown(&k.organization), shown(&k.pair), k.key_id.clone(), k.state.clone(), k.residency.clone(), made]
+    };
+    let rows: Vec<_> = list.data.iter().map(row).collect();
+    print(&table(["organization", "pair", "id", "state", "residency", "made"], &rows))
+}
+
+fn show(client: &mut Client, kek: &str, global: &Global) -> Result<(), Failure> {
+    let named = |k: &KekInfo| k.key_id == kek || k.key_id.rsplit_once(":v").is_some_and(|(id, _)| id == kek);
+    let Some(found) = all(client, None)?.data.into_iter().rfind(named) else {
+        return Err(Failure::new(Code::NotFound, format!("{kek}: there is no such KEK")));
+    };
+    if global.json {
+        return print_json(&found);
+    }
+    print(&fields(&[
+        ("id", found.key_id),
+        ("organization", format!("{} {}", shown(&found.organization), found.organization_id).trim().to_owned()),
+        ("pair", shown(&found.pair)),
+        ("state", found.state),
+        ("residency", found.residency),
+        ("made", found.made_at.unwrap_or_else(|| "-".into())),
+    ]))
+}
+
+fn all(client: &mut Client, organization: Option<&str>) -> Result<List<KekInfo>, Failure> {
+    let route = match organization {
+        Some(organization) => format!("/keys?organization={}", encode(organization.as_bytes())),
+        None => "/keys".to_owned(),
+    };
+    client.ask(Method::GET, &route)
+}
+
+fn pair(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("a pair is expected, as in customer=c17")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_shows_how_much_is_done_and_how_long_the_rest_takes() {
+        let rotation = |done, total| RotationInfo {
+            organization: "acme".into(),
+            organization_id: "org_x".into(),
+            done,
+            total,
+            milliseconds: 10_000,
+            error: None,
+        };
+        assert_eq!(
+            progress(&[rotation(50, 100), rotation(0, 100)]),
+            format!("[{:<30}] 50 of 200, 30 s left", "#######")
+        );
+        assert_eq!(progress(&[rotation(0, 0)]), format!("[{:<30}] 0 of 1, ? left", ""));
+        assert_eq!(progress(&[rotation(1, 100)]), format!("[{:<30}] 1 of 100, 17 min left", ""));
+    }
+}

@@ -1,0 +1,183 @@
+//! The KEKs of organizations: which pair of a key context has which, and making one on first use.
+//!
+//! A KEK is never made because the token lacks it: it is made for a pair that no record names yet, after an
+//! intent that says so is on the disk. What a crash leaves of that is taken up by the next use of the pair.
+
+use super::error::{Error, Result};
+use super::ids::{Ino, OrgNo};
+use super::organization::Organization;
+use super::records::Tx;
+use super::row::{ContentRecord, Context, Intent, Intention, Kek, KekVersion, Pair, Record, Residency};
+use super::time::Time;
+use super::{AuditEvent, Vault};
+use crate::crypto;
+use crate::keys::{FreshDek, KekRef, KekState, KeyError, Patience, WrappedDek};
+use crate::store::{Durability, Key};
+use std::sync::Arc;
+
+impl Kek {
+    /// A KEK of one version.
+    pub fn first(name: KekRef, pair: Pair) -> Kek {
+        Kek { pair, id: name.id, versions: vec![KekVersion::new(name.version)], data_keys: None }
+    }
+
+    /// What wraps from now on; `None` when there is no version left.
+    pub fn current(&self) -> Option<KekRef> {
+        self.versions.last().map(|v| self.named(v))
+    }
+
+    pub fn named(&self, version: &KekVersion) -> KekRef {
+        KekRef { id: self.id, version: version.version }
+    }
+}
+
+impl KekVersion {
+    pub fn new(version: u32) -> KekVersion {
+        KekVersion { version, made: Time::now(), residency: Residency::Token }
+    }
+}
+
+impl Vault {
+    /// Where the record of a pair's KEK stands.
+    pub(super) fn kek_place(&self, org: OrgNo, (key, value): &Pair) -> Result<(OrgNo, [u8; 16])> {
+        let encoded = [&(key.len() as u32).to_be_bytes()[..], key.as_bytes(), value.as_bytes()].concat();
+        let hash = self.records.sealer(OrgNo::VAULT)?.names.hash(Ino::top_of(org).0, &encoded);
+        Ok((org, hash))
+    }
+
+    /// The KEKs of all pairs that were used in an organization.
+    pub(super) fn keks_of(&self, org: OrgNo) -> Result<Vec<Arc<Kek>>> {
+        let key = |org: u32| Key::from(&org.to_be_bytes()[..]);
+        let rows = self.records.scan_all::<Kek>(Kek::at((org, [0; 16])), key(org.0), key(org.0 + 1))?;
+        Ok(rows.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// What wraps for each pair of a key context now; the KEK of a new pair is made.
+    pub(super) fn keks(&self, org: &Organization, context: &Context, patience: Patience) -> Result<Vec<KekRef>> {
+        let one = |pair| match self.records.get::<Kek>(self.kek_place(org.no, pair)?)? {
+            Some(kek) => kek.current().ok_or(Error::Revoked),
+            None if patience == Patience::Never => Err(Error::WouldWait),
+            None => self.make_kek(org, pair),
+        };
+        context.iter().map(one).collect()
+    }
+
+    /// A new DEK under a key context, as the record of a content.
+    pub(super) fn new_key(
+        &self,
+        org: &Organization,
+        content: Ino,
+        context: Context,
+        patience: Patience,
+    ) -> Result<(FreshDek, ContentRecord)> {
+        let fresh = self.fresh_dek(org, &context, patience)?;
+        let record = self.content_record(org, content, &fresh, context);
+        Ok((fresh, record))
+    }
+
+    pub(super) fn fresh_dek(&self, org: &Organization, context: &Context, patience: Patience) -> Result<FreshDek> {
+        let keks = self.keks(org, context, patience)?;
+        Ok(self.keyring.fresh(org.no.0, &keks, context, patience)?)
+    }
+
+    /// The record of a content that nobody owns yet.
+    pub(super) fn content_record(
+        &self,
+        org: &Organization,
+        content: Ino,
+        fresh: &FreshDek,
+        context: Context,
+    ) -> ContentRecord {
+        let FreshDek { key, wrapped } = fresh;
+        let commitment = crypto::commitment(key, &org.id.bytes(), content.0, &wrapped.dek_id);
+        ContentRecord { wrapped: wrapped.clone(), commitment, context, owners: Vec::new() }
+    }
+
+    /// Whether a DEK is wrapped under what wraps now. Asked in the transaction that stores it: a KEK that was
+    /// rotated since may have been looked through for the last time.
+    pub(super) fn wraps_now(&self, tx: &Tx, org: OrgNo, wrapped: &WrappedDek, context: &Context) -> Result<bool> {
+        for (layer, pair) in wrapped.layers.iter().zip(context) {
+            let kek = tx.get::<Kek>(self.kek_place(org, pair)?)?;
+            if kek.and_then(|kek| kek.current()) != Some(layer.kek) {
+                return Ok(false);
+            }
+        }
+        Ok(wrapped.layers.len() == context.len())
+    }
+
+    /// Makes the KEK of a pair that has none.
+    fn make_kek(&self, org: &Organization, pair: &Pair) -> Result<KekRef> {
+        let _one_at_a_time = self.making_keks.lock();
+        let place = self.kek_place(org.no, pair)?;
+        if let Some(kek) = self.records.get::<Kek>(place)? {
+            return kek.current().ok_or(Error::Revoked);
+        }
+        let name = match self.intended(org.no, pair)? {
+            Some(left) => left,
+            None => {
+                let name = KekRef::fresh();
+                self.intend(name, org.no, pair.clone())?;
+                name
+            }
+        };
+        self.make_intended(name)?;
+        let mut tx = self.begin()?;
+        tx.put(place, Kek::first(name, pair.clone()));
+        tx.delete::<Intent>(name);
+        self.finish(tx);
+        self.audit(AuditEvent {
+            organization: Some(org.id.to_string()),
+            detail: Some(name.to_string()),
+            ..AuditEvent::new("key.created")
+        });
+        Ok(name)
+    }
+
+    /// What a try that was cut short was to make for this pair.
+    fn intended(&self, org: OrgNo, pair: &Pair) -> Result<Option<KekRef>> {
+        let all = self.intents()?;
+        Ok(all.into_iter().find(|(_, intent)| intent.org == org && intent.pair == *pair).map(|(name, _)| name))
+    }
+
+    /// KEKs that are being made or destroyed, or were when the vault was cut short.
+    pub(super) fn intents(&self) -> Result<Vec<(KekRef, Arc<Intent>)>> {
+        let (from, to) = (Key::from(&[][..]), Key::from(&[0xFF; 21][..]));
+        let like = Intent::at(KekRef { id: [0; 16], version: 0 });
+        let rows = self.records.scan_all::<Intent>(like, from, to)?;
+        Ok(rows.into_iter().filter_map(|(key, row)| Some((KekRef::from_key(&key)?, row))).collect())
+    }
+
+    /// Writes down, on the disk when it returns, that this KEK will be made.
+    pub(super) fn intend(&self, name: KekRef, org: OrgNo, pair: Pair) -> Result<()> {
+        let mut tx = self.begin()?;
+        tx.put_new(name, Intent { org, pair, what: Intention::Make });
+        let batch = self.finish(tx);
+        self.signals.wait_for(batch, Durability::Synced)
+    }
+
+    /// Makes a KEK that was intended, or takes what an earlier try made of it.
+    pub(super) fn make_intended(&self, name: KekRef) -> Result<()> {
+        match self.keyring.create_kek(name) {
+            Err(KeyError::KekExists(_)) => match self.keyring.kek_state(name) {
+                KekState::Active => Ok(()),
+                KekState::Missing => Err(Error::Key(KeyError::KekExists(name))),
+                KekState::Unavailable(why) => Err(Error::Key(KeyError::Unavailable(why))),
+            },
+            made => Ok(made?),
+        }
+    }
+
+    /// Gives up a KEK that was made for nothing, and its intent.
+    pub(super) fn discard_kek(&self, kek: KekRef) {
+        let gone = match self.keyring.destroy_kek(kek) {
+            Ok(()) | Err(KeyError::NoSuchKey(_)) => self.begin().map(|mut tx| {
+                tx.delete::<Intent>(kek);
+                self.finish(tx);
+            }),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = gone {
+            self.report(&format!("{kek} was made for nothing and may still be in the token: {error}"));
+        }
+    }
+}

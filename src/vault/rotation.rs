@@ -1,0 +1,479 @@
+//! Rotation: every KEK of an organization gets a new version, every DEK is wrapped anew, and the old versions end.
+//!
+//! No byte of a value is rewritten, and reads and writes go on. Each stage is on the disk before the next one begins,
+//! so whatever ends the daemon, the next one goes on from there:
+//! 1. the organization's record says that it rotates, and since when;
+//! 2. each KEK older than that gets a new version (intent, key in the token, record), which wraps from then on;
+//! 3. the metadata key, the keys behind data keys and every content that names an older version are wrapped anew;
+//! 4. each older version leaves its record and becomes an intent to destroy it, is destroyed, and the intent goes.
+//!
+//! A content is never left behind: whoever stores a wrapped DEK looks in that transaction whether it is under what
+//! wraps now (`kek.rs`), so after stage 2 nothing comes to be under an older version.
+
+use super::content::rows_of;
+use super::error::{Error, Result};
+use super::header::Header;
+use super::ids::{Ino, OrgNo};
+use super::organization::{OWN_PAIR, Organization};
+use super::row::{ContentRecord, Intent, Intention, Kek, KekVersion, Pair, Record, Rotation};
+use super::time::Time;
+use super::{AuditEvent, Caller, KekInfo, RotationInfo, Vault};
+use crate::keys::{KekRef, KeyError, Patience};
+use crate::store::{Durability, RealDisk};
+use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Contents wrapped anew in one transaction.
+const TOGETHER: usize = 64;
+/// How often the thread looks whether a rotation is due by age.
+const ROUND: Duration = Duration::from_secs(60);
+/// How soon a rotation that the token did not serve is gone on with.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The rotations under way in this process, and what wakes their thread.
+#[derive(Default)]
+pub struct Rotations {
+    wanted: Mutex<bool>,
+    wake: Condvar,
+    progress: Mutex<BTreeMap<OrgNo, Progress>>,
+}
+
+struct Progress {
+    begun: Instant,
+    done: u64,
+    total: u64,
+    error: Option<String>,
+}
+
+impl Rotations {
+    pub fn wake(&self) {
+        *self.wanted.lock() = true;
+        self.wake.notify_all();
+    }
+
+    fn wait(&self, time: Duration) {
+        let mut wanted = self.wanted.lock();
+        if !*wanted {
+            self.wake.wait_for(&mut wanted, time);
+        }
+        *wanted = false;
+    }
+
+    fn note(&self, org: OrgNo, change: impl FnOnce(&mut Progress)) {
+        let mut all = self.progress.lock();
+        change(all.entry(org).or_insert(Progress { begun: Instant::now(), done: 0, total: 0, error: None }));
+    }
+}
+
+/// Runs until the vault is closed.
+pub fn run(vault: Weak<Vault>) {
+    let mut pause = Duration::ZERO;
+    loop {
+        let Some(vault) = vault.upgrade() else { return };
+        vault.rotations.wait(pause);
+        if vault.closing.is_set() {
+            return;
+        }
+        pause = if vault.go_on_rotating() { ROUND } else { RETRY };
+    }
+}
+
+impl Vault {
+    /// `vaultfs key rotate ORG`: durable when it returns; the rest follows in the background.
+    pub fn rotate(&self, caller: &Caller, which: &str) -> Result<()> {
+        let organization = self.living(self.number_of(which)?)?;
+        self.begin_rotation(&organization)?;
+        self.sync()?;
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "key.rotation_begun")
+        });
+        self.rotations.wake();
+        Ok(())
+    }
+
+    /// `vaultfs key rotate --all`: deleted organizations that can be restored, too.
+    pub fn rotate_all(&self, caller: &Caller) -> Result<()> {
+        for organization in self.organizations.all() {
+            self.begin_rotation(&organization)?;
+        }
+        self.sync()?;
+        self.audit(AuditEvent::by(caller, "key.rotation_begun"));
+        self.rotations.wake();
+        Ok(())
+    }
+
+    fn begin_rotation(&self, organization: &Organization) -> Result<()> {
+        let mut tx = self.begin()?;
+        tx.touch_organization(organization.no);
+        let started = Time::now();
+        {
+            let mut record = organization.record.lock();
+            (record.rotation, record.rotated) = (Some(Rotation { started }), started);
+        }
+        self.finish(tx);
+        self.rotations.note(organization.no, |progress| progress.begun = Instant::now());
+        Ok(())
+    }
+
+    /// `vaultfs key rotate --root`: a new version of the vault's own KEK, and the end of the old one.
+    pub fn rotate_root(&self, caller: &Caller) -> Result<()> {
+        let _one_at_a_time = self.making_keks.lock();
+        let header = Header::read(&self.state)?;
+        let (old, pair) = (header.kek(), ("vaultId".to_owned(), self.id.to_string()));
+        let new = KekRef { version: old.version + 1, ..old };
+        if self.records.get::<Intent>(new)?.is_none() {
+            self.intend(new, OrgNo::VAULT, pair.clone())?;
+        }
+        self.make_intended(new)?;
+        header.rewrap(&self.keyring, new)?.write(&self.state, &RealDisk)?;
+        let mut tx = self.begin()?;
+        tx.delete::<Intent>(new);
+        tx.put(old, Intent { org: OrgNo::VAULT, pair, what: Intention::Destroy });
+        self.finish(tx);
+        self.audit(AuditEvent { detail: Some(new.to_string()), ..AuditEvent::by(caller, "key.created") });
+        self.destroy_intended()
+    }
+
+    /// `vaultfs key revoke ORG KEY=VALUE`: ends the KEK of a pair for good, and with it every object that carries the pair.
+    pub fn revoke(&self, caller: &Caller, which: &str, pair: &Pair) -> Result<()> {
+        let organization = self.living(self.number_of(which)?)?;
+        if pair.0 == OWN_PAIR {
+            return Err(Error::NotPermitted("an organization's own KEK ends with it: delete it and purge it"));
+        }
+        {
+            let _one_at_a_time = self.making_keks.lock();
+            let place = self.kek_place(organization.no, pair)?;
+            let mut tx = self.begin()?;
+            let kek = tx.get::<Kek>(place)?.ok_or(Error::Absent("no object carries this pair"))?;
+            for version in &kek.versions {
+                let intent = Intent { org: organization.no, pair: pair.clone(), what: Intention::Destroy };
+                tx.put(kek.named(version), intent);
+            }
+            tx.put(place, Kek { versions: Vec::new(), data_keys: None, ..(*kek).clone() });
+            self.finish(tx);
+        }
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "key.revoked")
+        });
+        self.destroy_intended()?;
+        self.sync()
+    }
+
+    /// The rotations that are not at their end.
+    pub fn rotations(&self) -> Vec<RotationInfo> {
+        let progress = self.rotations.progress.lock();
+        let all = self.organizations.all().into_iter().filter(|o| o.record.lock().rotation.is_some());
+        let info = |organization: Arc<Organization>| {
+            let known = progress.get(&organization.no);
+            RotationInfo {
+                organization: organization.name(),
+                organization_id: organization.id.to_string(),
+                done: known.map_or(0, |p| p.done),
+                total: known.map_or(0, |p| p.total),
+                milliseconds: known.map_or(0, |p| p.begun.elapsed().as_millis() as u64),
+                error: known.and_then(|p| p.error.clone()),
+            }
+        };
+        all.map(info).collect()
+    }
+
+    /// Every KEK of one organization or of all, the vault's own first, oldest version first.
+    pub fn list_keks(&self, which: Option<&str>) -> Result<Vec<KekInfo>> {
+        let organizations = match which {
+            Some(which) => vec![self.living(self.number_of(which)?)?],
+            None => self.organizations.all(),
+        };
+        let mut list = Vec::new();
+        if which.is_none() {
+            list.push(KekInfo {
+                key_id: Header::read(&self.state)?.kek().to_string(),
+                organization: String::new(),
+                organization_id: String::new(),
+                pair: format!("vaultId={}", self.id),
+                state: "current".into(),
+                residency: "token".into(),
+                made_at: None,
+            });
+        }
+        for organization in organizations {
+            for kek in self.keks_of(organization.no)? {
+                if kek.versions.is_empty() {
+                    list.push(KekInfo {
+                        key_id: KekRef { id: kek.id, version: 0 }.to_string(),
+                        organization: organization.name(),
+                        organization_id: organization.id.to_string(),
+                        pair: format!("{}={}", kek.pair.0, kek.pair.1),
+                        state: "revoked".into(),
+                        residency: "token".into(),
+                        made_at: None,
+                    });
+                }
+                list.extend(kek.versions.iter().map(|version| KekInfo {
+                    key_id: kek.named(version).to_string(),
+                    organization: organization.name(),
+                    organization_id: organization.id.to_string(),
+                    pair: format!("{}={}", kek.pair.0, kek.pair.1),
+                    state: if kek.current() == Some(kek.named(version)) { "current" } else { "old" }.into(),
+                    residency: "token".into(),
+                    made_at: Some(version.made.rfc3339()),
+                }));
+            }
+        }
+        Ok(list)
+    }
+
+    /// Whether everything that was to be done is done.
+    fn go_on_rotating(&self) -> bool {
+        let mut done = true;
+        if let Err(error) = self.destroy_intended() {
+            self.report(&format!("an old KEK is not destroyed yet: {error}"));
+            done = false;
+        }
+        for organization in self.organizations.all() {
+            let age = organization.record.lock().rotated.age();
+            if age >= self.settings.key_rotation
+                && let Err(error) = self.begin_rotation(&organization)
+            {
+                self.report(&format!("{}: no rotation was begun: {error}", organization.id));
+            }
+            let rotation = organization.record.lock().rotation.clone();
+            let Some(rotation) = rotation else { continue };
+            match self.rotate_organization(&organization, &rotation) {
+                Ok(()) => {}
+                Err(Error::Stopped) => return true,
+                Err(error) => {
+                    done = false;
+                    let said = error.to_string();
+                    let news = self.rotations.progress.lock().get(&organization.no).and_then(|p| p.error.clone());
+                    if news.as_ref() != Some(&said) {
+                        self.report(&format!("{}: its rotation waits: {said}", organization.id));
+                    }
+                    self.rotations.note(organization.no, |progress| progress.error = Some(said));
+                }
+            }
+        }
+        done
+    }
+
+    fn rotate_organization(&self, organization: &Organization, rotation: &Rotation) -> Result<()> {
+        let no = organization.no;
+        self.enter(Ino::graveyard_of(no), Patience::Wait)?;
+        for kek in self.keks_of(no)? {
+            if kek.versions.last().is_some_and(|last| last.made < rotation.started) {
+                self.add_version(organization, &kek)?;
+            }
+        }
+        self.rewrap_metadata_key(organization)?;
+        let left = self.rewrap_data_keys(organization)? + self.rewrap_contents(organization)?;
+        if self.closing.is_set() {
+            return Ok(());
+        }
+        self.sync()?;
+        if left == 0 {
+            self.retire_old_versions(no)?;
+            self.destroy_intended()?;
+        } else {
+            self.report(&format!(
+                "{}: {left} wrapped keys could not be opened, so the KEK versions that they name are kept: vaultfs fsck names them",
+                organization.id
+            ));
+        }
+        let mut tx = self.begin()?;
+        tx.touch_organization(no);
+        {
+            let mut record = organization.record.lock();
+            // A rotation that was asked for meanwhile begins anew.
+            if record.rotation.as_ref().is_some_and(|current| current.started == rotation.started) {
+                record.rotation = None;
+            } else {
+                self.rotations.wake();
+            }
+        }
+        self.finish(tx);
+        self.rotations.progress.lock().remove(&no);
+        self.audit(AuditEvent { organization: Some(organization.id.to_string()), ..AuditEvent::new("key.rotated") });
+        Ok(())
+    }
+
+    fn add_version(&self, organization: &Organization, kek: &Kek) -> Result<()> {
+        let _one_at_a_time = self.making_keks.lock();
+        let Some(current) = kek.current() else { return Ok(()) };
+        let new = KekRef { version: current.version + 1, ..current };
+        if self.records.get::<Intent>(new)?.is_none() {
+            self.intend(new, organization.no, kek.pair.clone())?;
+        }
+        self.make_intended(new)?;
+        let place = self.kek_place(organization.no, &kek.pair)?;
+        let mut tx = self.begin()?;
+        let mut kek = (*tx.need::<Kek>(place)?).clone();
+        kek.versions.push(KekVersion::new(new.version));
+        tx.put(place, kek);
+        tx.delete::<Intent>(new);
+        self.finish(tx);
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            detail: Some(new.to_string()),
+            ..AuditEvent::new("key.created")
+        });
+        Ok(())
+    }
+
+    fn rewrap_metadata_key(&self, organization: &Organization) -> Result<()> {
+        let context = organization.context();
+        let keks = self.keks(organization, &context, Patience::Wait)?;
+        let old = organization.record.lock().metadata_key.clone();
+        if keks[..] == [organization.kek()] {
+            return Ok(());
+        }
+        let new = self.keyring.rewrap(organization.no.0, &old, &context, &keks, &context)?;
+        let mut tx = self.begin()?;
+        tx.touch_organization(organization.no);
+        organization.record.lock().metadata_key = new;
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// What seals data keys goes over as well, so that those that clients keep open as before; how much could not.
+    fn rewrap_data_keys(&self, organization: &Organization) -> Result<u64> {
+        let (no, mut left) = (organization.no, 0);
+        for kek in self.keks_of(no)? {
+            let (Some(old), Some(current)) = (&kek.data_keys, kek.current()) else { continue };
+            if old.layers.iter().all(|layer| layer.kek == current) {
+                continue;
+            }
+            let context = vec![kek.pair.clone()];
+            let new = match self.keyring.rewrap(no.0, old, &context, &[current], &context) {
+                Ok(new) => new,
+                Err(KeyError::Authentication) => {
+                    self.corrupt("wrapped key", Ino::top_of(no), String::new());
+                    left += 1;
+                    continue;
+                }
+                Err(KeyError::NoSuchKey(_)) => {
+                    left += 1;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let place = self.kek_place(no, &kek.pair)?;
+            let mut tx = self.begin()?;
+            let now = tx.need::<Kek>(place)?;
+            // Else it was revoked meanwhile.
+            if now.data_keys.as_ref() == Some(old) {
+                tx.put(place, Kek { data_keys: Some(new), ..(*now).clone() });
+                self.finish(tx);
+            }
+        }
+        Ok(left)
+    }
+
+    /// Wraps every content anew that names an older version; how many could not be, for good.
+    fn rewrap_contents(&self, organization: &Organization) -> Result<u64> {
+        let range = |local| Ino::new(OrgNo(organization.no.0 + local), 0);
+        let (like, from, _) = rows_of::<ContentRecord>(range(0), ContentRecord::at(range(0)));
+        let end = rows_of::<ContentRecord>(range(1), like).1;
+        let (total, mut left) = (organization.record.lock().objects, 0);
+        self.rotations.note(organization.no, |progress| (progress.done, progress.total) = (0, total));
+        let mut next = Some(from);
+        while let Some(start) = next.filter(|_| !self.closing.is_set()) {
+            let part = self.records.scan::<ContentRecord>(like, start, end, TOGETHER)?;
+            let mut ready = Vec::new();
+            for (key, record) in &part.rows {
+                let ino = Ino(u64::from_be_bytes((**key).try_into().expect("keys of contents are inode numbers")));
+                let keks = match self.keks(organization, &record.context, Patience::Wait) {
+                    // Closed for good: it needs no old version either.
+                    Err(Error::Revoked) => continue,
+                    keks => keks?,
+                };
+                if record.wrapped.layers.iter().map(|layer| layer.kek).eq(keks.iter().copied()) {
+                    continue;
+                }
+                let (context, org) = (&record.context, organization.no.0);
+                match self.keyring.rewrap(org, &record.wrapped, context, &keks, context) {
+                    Ok(wrapped) => ready.push((ino, record.clone(), wrapped)),
+                    Err(KeyError::Authentication) => {
+                        self.corrupt("wrapped key", ino, String::new());
+                        left += 1;
+                    }
+                    // The token's backup may have it.
+                    Err(KeyError::NoSuchKey(_)) => left += 1,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if !ready.is_empty() {
+                let mut tx = self.begin()?;
+                for (ino, old, wrapped) in ready {
+                    // What changed meanwhile is under what wraps now, or looked at again: its owners may be others.
+                    if let Some(record) = tx.get::<ContentRecord>(ino)?.filter(|now| now.wrapped == old.wrapped) {
+                        tx.put(ino, ContentRecord { wrapped, ..(*record).clone() });
+                    }
+                }
+                self.finish(tx);
+            }
+            let seen = part.rows.len() as u64;
+            self.rotations.note(organization.no, |progress| {
+                progress.done += seen;
+                (progress.total, progress.error) = (progress.total.max(progress.done), None);
+            });
+            next = part.next;
+        }
+        Ok(left)
+    }
+
+    /// Nothing is wrapped under them any more, and that is on the disk.
+    fn retire_old_versions(&self, org: OrgNo) -> Result<()> {
+        let mut tx = self.begin()?;
+        for kek in self.keks_of(org)? {
+            let Some((_, old)) = kek.versions.split_last() else { continue };
+            for version in old {
+                let what = Intention::Destroy;
+                tx.put(kek.named(version), Intent { org, pair: kek.pair.clone(), what });
+            }
+            if !old.is_empty() {
+                let versions = kek.versions.last().cloned().into_iter().collect();
+                tx.put(self.kek_place(org, &kek.pair)?, Kek { versions, ..(*kek).clone() });
+            }
+        }
+        self.finish(tx);
+        Ok(())
+    }
+
+    /// Destroys in the token what no record names any more.
+    pub(super) fn destroy_intended(&self) -> Result<()> {
+        let doomed: Vec<_> =
+            self.intents()?.into_iter().filter(|(_, intent)| intent.what == Intention::Destroy).collect();
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        // The intents, and what went over to another KEK, are on the disk before the first key is gone.
+        self.signals.wait_for(self.records.last_batch(), Durability::Synced)?;
+        for (name, intent) in doomed {
+            let named = match intent.org {
+                OrgNo::VAULT => Header::read(&self.state)?.kek() == name,
+                org => self.keks_of(org)?.iter().any(|kek| kek.versions.iter().any(|v| kek.named(v) == name)),
+            };
+            if named {
+                return Err(Error::Header(format!(
+                    "{name} is to be destroyed and is in use: restore the state directory"
+                )));
+            }
+            match self.keyring.destroy_kek(name) {
+                Ok(()) | Err(KeyError::NoSuchKey(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut tx = self.begin()?;
+            tx.delete::<Intent>(name);
+            self.finish(tx);
+            self.audit(AuditEvent {
+                organization: self.organizations.find(intent.org).map(|o| o.id.to_string()),
+                detail: Some(name.to_string()),
+                ..AuditEvent::new("key.destroyed")
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! Rotating KEKs, ending them, and what an earlier copy of the state directory can open afterwards.
+
+#[path = "keys/token.rs"]
+#[allow(dead_code, reason = "the tests of the keys use the rest")]
+mod token;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use token::{Token, eventually, isolated};
+use vaultfs::vault::{Caller, Error, Ino, ObjectId, Options, Result, SetXattr, Vault};
+
+struct World {
+    directory: TempDir,
+    vault: Arc<Vault>,
+}
+
+impl World {
+    fn new(token: &Token) -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let config = token.config();
+        let state = directory.path().join("state");
+        Vault::init(&state, &config.uri.to_string(), &config.pin.to_string()).unwrap();
+        let vault = open(&state);
+        World { directory, vault }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    fn reopen(&mut self) {
+        self.vault.close().unwrap();
+        self.vault = open(&self.state());
+    }
+
+    /// A copy of the closed state directory, as a backup would have it.
+    fn copy(&mut self, name: &str) -> PathBuf {
+        self.vault.close().unwrap();
+        let copy = self.directory.path().join(name);
+        let done = Command::new("cp").arg("-a").arg(self.state()).arg(&copy).status().unwrap();
+        assert!(done.success());
+        self.vault = open(&self.state());
+        copy
+    }
+
+    fn org(&self, name: &str) {
+        self.vault.create_organization(&Caller::daemon(), name, None, None).unwrap();
+    }
+
+    fn put(&self, path: &str, value: &[u8]) -> ObjectId {
+        let put = self.vault.put_object(&Caller::daemon(), path.as_bytes(), None, &mut &*value).unwrap();
+        put.id.parse().unwrap()
+    }
+
+    fn rotate(&self, which: &str) {
+        self.vault.rotate(&Caller::daemon(), which).unwrap();
+        self.rotated();
+    }
+
+    fn rotated(&self) {
+        eventually(Duration::from_secs(30), || self.vault.rotations().is_empty());
+    }
+
+    fn purge(&self, id: ObjectId) {
+        self.vault.delete_object(&Caller::daemon(), id, None).unwrap();
+        self.vault.purge(&Caller::daemon(), id.to_string().as_bytes()).unwrap();
+    }
+}
+
+fn open(state: &Path) -> Arc<Vault> {
+    Vault::open(state, Options::default()).unwrap()
+}
+
+fn read(vault: &Vault, id: ObjectId) -> Result<Vec<u8>> {
+    let mut value = Vec::new();
+    vault.read_object(id, None, &mut |part| {
+        value.extend_from_slice(part);
+        Ok(())
+    })?;
+    Ok(value)
+}
+
+fn errno<T>(result: Result<T>) -> i32 {
+    result.err().map_or(0, |error| error.errno())
+}
+
+/// Versions of all KEKs but the vault's own, by their states.
+fn versions(vault: &Vault) -> BTreeMap<String, Vec<String>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for kek in vault.list_keks(None).unwrap().into_iter().filter(|kek| !kek.organization.is_empty()) {
+        found.entry(kek.state).or_default().push(kek.key_id.rsplit_once(":v").unwrap().1.to_owned());
+    }
+    found
+}
+
+fn only(state: &str, version: &str, count: usize) -> BTreeMap<String, Vec<String>> {
+    BTreeMap::from([(state.to_owned(), vec![version.to_owned(); count])])
+}
+
+fn set_pair(vault: &Vault, organization: &str, key: &str, value: &str) {
+    let caller = Caller::daemon();
+    let top = vault.lookup(&caller, Ino::ROOT, organization.as_bytes()).unwrap().ino;
+    let name = format!("user.vault.context.{key}");
+    vault.set_xattr(&caller, top, name.as_bytes(), value.as_bytes(), SetXattr::Any).unwrap();
+}
+
+#[test]
+fn a_rotation_wraps_everything_anew_and_destroys_the_old_versions() {
+    isolated("a_rotation_wraps_everything_anew_and_destroys_the_old_versions", |token| {
+        let mut world = World::new(token);
+        world.org("one");
+        world.org("two");
+        let mut objects: Vec<_> =
+            (0..150u8).map(|n| (world.put(&format!("one/f{n}"), &[n; 100]), vec![n; 100])).collect();
+        set_pair(&world.vault, "one", "region", "eu");
+        objects.push((world.put("one/eu", &[9; 300_000]), vec![9; 300_000]));
+        objects.push((world.put("two/f", b"two"), b"two".to_vec()));
+        let keys = token.keys();
+        assert_eq!(versions(&world.vault), only("current", "1", 3));
+        let unchanged = |objects: &[(ObjectId, Vec<u8>)], vault: &Vault| {
+            objects.iter().for_each(|(id, value)| assert_eq!(read(vault, *id).unwrap(), *value));
+        };
+        for round in 2..4 {
+            world.vault.rotate_all(&Caller::daemon()).unwrap();
+            world.rotated();
+            assert_eq!(versions(&world.vault), only("current", &round.to_string(), 3));
+            assert_eq!(token.keys(), keys, "the old versions are gone from the token");
+            unchanged(&objects, &world.vault);
+            world.reopen();
+            unchanged(&objects, &world.vault);
+        }
+        world.put("one/later", b"later");
+        world.rotate("two");
+        assert_eq!(versions(&world.vault)["current"], ["3", "3", "4"]);
+        let mut findings = Vec::new();
+        world.vault.fsck(&mut |finding| findings.push(finding), &mut |_, _| {}).unwrap();
+        assert!(findings.is_empty(), "{findings:?}");
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn reads_and_writes_go_on_while_keys_rotate() {
+    isolated("reads_and_writes_go_on_while_keys_rotate", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        let done = AtomicBool::new(false);
+        let written: Vec<Vec<(ObjectId, Vec<u8>)>> = std::thread::scope(|scope| {
+            let writer = |thread: u8| {
+                let (world, done) = (&world, &done);
+                move || {
+                    let mut mine = Vec::new();
+                    for n in 0u32.. {
+                        if done.load(Ordering::SeqCst) && n > 50 {
+                            break;
+                        }
+                        let value = [&[thread][..], &n.to_be_bytes(), &[thread; 6000][..]].concat();
+                        mine.push((world.put(&format!("acme/{thread}/{n}"), &value), value));
+                        let (id, value) = &mine[n as usize / 2];
+                        assert_eq!(read(&world.vault, *id).unwrap(), *value);
+                    }
+                    mine
+                }
+            };
+            let writers: Vec<_> = (0..3).map(|thread| scope.spawn(writer(thread))).collect();
+            for _ in 0..4 {
+                world.rotate("acme");
+            }
+            done.store(true, Ordering::SeqCst);
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        assert_eq!(versions(&world.vault), only("current", "5", 1));
+        world.reopen();
+        for (id, value) in written.iter().flatten() {
+            assert_eq!(read(&world.vault, *id).unwrap(), *value);
+        }
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn the_vaults_own_kek_rotates() {
+    isolated("the_vaults_own_kek_rotates", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        let id = world.put("acme/f", b"value");
+        let copy = world.copy("copy");
+        let keys = token.keys();
+        for round in 2..4 {
+            world.vault.rotate_root(&Caller::daemon()).unwrap();
+            let own = world.vault.list_keks(None).unwrap().remove(0).key_id;
+            assert!(own.ends_with(&format!(":v{round}")), "{own}");
+            assert_eq!(token.keys(), keys);
+            world.reopen();
+            assert_eq!(read(&world.vault, id).unwrap(), b"value");
+        }
+        world.vault.close().unwrap();
+        assert_eq!(errno(Vault::open(&copy, Options::default())), libc::ENOKEY, "an earlier copy has lost its key");
+    });
+}
+
+#[test]
+fn a_purged_object_is_lost_to_earlier_copies_once_the_keys_have_rotated() {
+    isolated("a_purged_object_is_lost_to_earlier_copies_once_the_keys_have_rotated", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        world.org("other");
+        let (gone, kept) = (world.put("acme/gone", b"secret"), world.put("acme/kept", b"kept"));
+        let other = world.put("other/f", b"other");
+        let copy = world.copy("copy");
+        world.purge(gone);
+        assert_eq!(errno(read(&world.vault, gone)), libc::ENOENT);
+        let earlier = open(&copy);
+        assert_eq!(read(&earlier, gone).unwrap(), b"secret", "a copy opens it as long as the KEK version is there");
+        earlier.close().unwrap();
+        world.rotate("acme");
+        let earlier = open(&copy);
+        for id in [gone, kept] {
+            assert_eq!(errno(read(&earlier, id)), libc::ENOKEY, "{id}");
+        }
+        assert_eq!(read(&earlier, other).unwrap(), b"other", "another organization's copies are as they were");
+        earlier.close().unwrap();
+        assert_eq!(read(&world.vault, kept).unwrap(), b"kept");
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_purged_organization_is_lost_to_every_copy() {
+    isolated("a_purged_organization_is_lost_to_every_copy", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        set_pair(&world.vault, "acme", "region", "eu");
+        let id = world.put("acme/f", b"secret");
+        let copy = world.copy("copy");
+        let before = token.keys();
+        let caller = Caller::daemon();
+        let organization = world.vault.organization("acme").unwrap().id;
+        world.purge(id);
+        world.vault.delete_organization(&caller, "acme").unwrap();
+        world.vault.purge(&caller, organization.as_bytes()).unwrap();
+        assert_eq!(token.keys(), before - 2, "the KEK of each pair is destroyed");
+        let earlier = open(&copy);
+        assert_eq!(errno(read(&earlier, id)), libc::ENOKEY);
+        earlier.close().unwrap();
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_revoked_pair_closes_its_objects_for_ever() {
+    isolated("a_revoked_pair_closes_its_objects_for_ever", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        let plain = world.put("acme/plain", b"plain");
+        set_pair(&world.vault, "acme", "customer", "c17");
+        let closed = world.put("acme/closed", b"secret");
+        let copy = world.copy("copy");
+        let caller = Caller::daemon();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let own = pair("organizationId", &world.vault.organization("acme").unwrap().id);
+        assert_eq!(errno(world.vault.revoke(&caller, "acme", &own)), libc::EPERM);
+        assert_eq!(errno(world.vault.revoke(&caller, "acme", &pair("customer", "c18"))), libc::ENOENT);
+        world.vault.revoke(&caller, "acme", &pair("customer", "c17")).unwrap();
+        assert_eq!(errno(read(&world.vault, closed)), libc::ENOKEY, "its cached key is gone too");
+        assert!(matches!(world.vault.put_object(&caller, b"acme/new", None, &mut &b"x"[..]), Err(Error::Revoked)));
+        world.rotate("acme");
+        world.reopen();
+        assert_eq!(read(&world.vault, plain).unwrap(), b"plain");
+        assert_eq!(errno(read(&world.vault, closed)), libc::ENOKEY);
+        assert_eq!(versions(&world.vault)["revoked"].len(), 1);
+        world.purge(closed);
+        let earlier = open(&copy);
+        assert_eq!(errno(read(&earlier, closed)), libc::ENOKEY);
+        earlier.close().unwrap();
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn keys_rotate_by_themselves_when_they_are_old() {
+    isolated("keys_rotate_by_themselves_when_they_are_old", |token| {
+        let mut world = World::new(token);
+        world.org("acme");
+        let id = world.put("acme/f", b"value");
+        world.vault.close().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let settings = vec![("key_rotation".to_owned(), "10ms".to_owned())];
+        world.vault = Vault::open(&world.state(), Options { settings, ..Options::default() }).unwrap();
+        eventually(Duration::from_secs(10), || !versions(&world.vault)["current"].contains(&"1".to_owned()));
+        world.reopen();
+        world.rotated();
+        assert_eq!(read(&world.vault, id).unwrap(), b"value");
+        world.vault.close().unwrap();
+    });
+}
