@@ -1,16 +1,18 @@
 //! How the vault is: `/healthz` for a probe, `/status` for a person, `/fsck` for certainty.
 
 use super::access::Who;
+use super::openapi::{Keys, Refusals};
+use super::percent::Query;
 use super::shape::{FsckLine, Status};
 use super::stream::pieces;
 use super::{Api, Problem};
 use crate::vault::Permission;
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
+use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
-use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,25 +22,26 @@ pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
+#[utoipa::path(get, path = "/status", tag = "vault",
+    description = "What `vaultfs status --json` prints: the vault, its token, and the daemon that serves it.",
+    responses((status = 200, body = serde_json::Value), Refusals))]
 pub async fn status(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<Json<Status>, Problem> {
     who.may_in_vault(&api, Permission::Admin)?;
     api.run(|api| Ok(Json(Status { vault: api.vault.status(), daemon: api.daemon.clone() }))).await
 }
 
-#[derive(Deserialize)]
-pub struct How {
-    /// `no`: nothing is opened.
-    #[serde(default)]
-    keys: String,
-}
-
-/// Answers with one JSON line for each finding, as they are found, and some that tell the progress.
-pub async fn fsck(
-    State(api): State<Arc<Api>>,
-    Extension(who): Who,
-    Query(how): Query<How>,
-) -> Result<impl IntoResponse, Problem> {
+#[utoipa::path(post, path = "/fsck", tag = "vault",
+    description = "Checks the vault as it is served: one JSON line for each finding as it is found, and some that tell the \
+        progress; the last is \"done\" or the failure.",
+    params(("keys" = Option<Keys>, Query, description = "no: nothing is opened, and no key is asked for")),
+    responses((status = 200, body = String, content_type = "application/x-ndjson"), Refusals))]
+pub async fn fsck(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<impl IntoResponse, Problem> {
     who.may_in_vault(&api, Permission::Admin)?;
+    let with_keys = match Query::of(&uri)?.text("keys")? {
+        None | Some("yes") => true,
+        Some("no") => false,
+        Some(_) => return Err(Problem::invalid("keys: yes or no")),
+    };
     const BETWEEN_PROGRESS: Duration = Duration::from_millis(200);
     let (lines, body) = pieces(false);
     tokio::task::spawn_blocking(move || {
@@ -56,9 +59,9 @@ pub async fn fsck(
                 send(FsckLine::Progress { done, total });
             }
         };
-        let checked = match how.keys.as_str() {
-            "no" => api.vault.fsck_without_keys(found, progress).map(|()| Vec::new()),
-            _ => api.vault.fsck(found, progress),
+        let checked = match with_keys {
+            false => api.vault.fsck_without_keys(found, progress).map(|()| Vec::new()),
+            true => api.vault.fsck(found, progress),
         };
         match checked {
             Ok(lost) => {

@@ -1,6 +1,7 @@
 //! `/metrics` for Prometheus (text exposition format 0.0.4).
 
 use super::access::Who;
+use super::openapi::Refusals;
 use super::{Api, Problem};
 use crate::vault::Permission;
 use axum::Extension;
@@ -51,6 +52,9 @@ pub async fn counted(State(api): State<Arc<Api>>, request: Request, next: Next) 
     response
 }
 
+#[utoipa::path(get, path = "/metrics", tag = "vault",
+    description = "Counters and gauges in Prometheus' text format.",
+    responses((status = 200, body = String, content_type = "text/plain"), Refusals))]
 pub async fn metrics(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<impl IntoResponse, Problem> {
     who.may_in_vault(&api, Permission::Admin)?;
     let text = api.run(|api| Ok(text(api))).await?;

@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document, made from the handlers' own descriptions.
 
 use super::error::Problem;
-use super::{apikeys, datakeys, events, health, objects, organizations, tombstones, values};
+use super::{apikeys, datakeys, events, health, metrics, objects, organizations, tombstones, values};
 use axum::Json;
 use serde::Serialize;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -14,6 +14,15 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 pub enum Order {
     Asc,
     Desc,
+}
+
+/// Whether a check opens what it checks.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code)]
+pub enum Keys {
+    Yes,
+    No,
 }
 
 /// What any route may be refused with; the body is always a [`Problem`].
@@ -61,7 +70,7 @@ pub enum Refusals {
 #[openapi(
     info(title = "vaultfs", description = "Organizations, encrypted objects and data keys of one vault."),
     modifiers(&ApiKeys),
-    components(schemas(Problem)),
+    components(schemas(Problem, Order, Keys)),
     security(("api_key" = [])),
     paths(
         objects::list, objects::describe, objects::versions, objects::revert, objects::delete,
@@ -71,7 +80,7 @@ pub enum Refusals {
         organizations::change, organizations::delete,
         tombstones::list, tombstones::restore, tombstones::purge,
         apikeys::list, apikeys::create, apikeys::revoke,
-        events::list, health::healthz,
+        events::list, health::healthz, health::status, health::fsck, metrics::metrics,
     )
 )]
 struct Document;
@@ -100,6 +109,9 @@ mod tests {
         for route in ["/vault/v1/kv", "/vault/v1/kv/{object}", "/vault/v1/keys/rekey", "/organizations/{organization}"]
         {
             assert!(document["paths"][route].is_object(), "{route}");
+        }
+        for (method, route) in [("get", "/status"), ("post", "/fsck"), ("get", "/metrics"), ("get", "/events")] {
+            assert!(document["paths"][route][method].is_object(), "{route}");
         }
         let create = &document["paths"]["/vault/v1/kv"]["post"]["responses"];
         let schemas = &document["components"]["schemas"];
