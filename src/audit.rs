@@ -215,6 +215,7 @@ mod tests {
             umask: 0,
             groups: |_| Vec::new(),
             patience: Patience::Never,
+            kernel: true,
             key: None,
         });
         AuditEvent { event, caller, organization: Some("org_1".into()), object: None, version: None, detail: None }

@@ -3,6 +3,7 @@
 //! Operations are answered from memory: a transaction (`records.rs`) changes records, changes of contents
 //! wait beside them (`content.rs`), and the writer thread stores both in batches (`writer.rs`).
 
+mod accessed;
 mod acl;
 mod apikey;
 mod attributes;

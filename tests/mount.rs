@@ -1,6 +1,8 @@
 //! The mount contract (`mount.md`) through a real mount, with real system calls and programs. Each test has a token, a
 //! vault and a mount of its own.
 
+#[path = "support/dice.rs"]
+mod dice;
 #[path = "support/kernel.rs"]
 mod kernel;
 #[path = "support/vault.rs"]
@@ -8,12 +10,16 @@ mod vault;
 
 #[path = "mount/acl.rs"]
 mod acl;
+#[path = "mount/atime.rs"]
+mod atime;
 #[path = "mount/attributes.rs"]
 mod attributes;
 #[path = "mount/contexts.rs"]
 mod contexts;
 #[path = "mount/copying.rs"]
 mod copying;
+#[path = "mount/direct.rs"]
+mod direct;
 #[path = "mount/exercise.rs"]
 mod exercise;
 #[path = "mount/files.rs"]
@@ -24,6 +30,8 @@ mod full;
 mod lasting;
 #[path = "mount/links.rs"]
 mod links;
+#[path = "mount/listing.rs"]
+mod listing;
 #[path = "mount/locking.rs"]
 mod locking;
 #[path = "mount/logging.rs"]
@@ -34,6 +42,8 @@ mod opening;
 mod organizations;
 #[path = "mount/outage.rs"]
 mod outage;
+#[path = "mount/paths.rs"]
+mod paths;
 #[path = "mount/rotation.rs"]
 mod rotation;
 #[path = "mount/saving.rs"]
@@ -42,8 +52,12 @@ mod saving;
 mod secrecy;
 #[path = "mount/set_id.rs"]
 mod set_id;
+#[path = "mount/sharing.rs"]
+mod sharing;
 #[path = "mount/space.rs"]
 mod space;
+#[path = "mount/storms.rs"]
+mod storms;
 #[path = "mount/tombstones.rs"]
 mod tombstones;
 #[path = "mount/unnamed.rs"]

@@ -143,8 +143,16 @@ pub async fn known(
 }
 
 fn local(api: &Api, uid: Option<u32>, gid: u32, pid: u32, method: &str) -> Result<Principal, Problem> {
-    let caller =
-        |uid| Caller { uid, gid, pid, umask: 0o077, groups: |_| Vec::new(), patience: Patience::Wait, key: None };
+    let caller = |uid| Caller {
+        uid,
+        gid,
+        pid,
+        umask: 0o077,
+        groups: |_| Vec::new(),
+        patience: Patience::Wait,
+        kernel: false,
+        key: None,
+    };
     match uid.filter(|uid| *uid == 0 || *uid == api.owner) {
         Some(uid) => Ok(Principal { caller: caller(uid), scope: Scope::Vault, permission: Permission::Admin }),
         None => {
@@ -175,6 +183,7 @@ async fn remote(api: &Arc<Api>, from: IpAddr, headers: &HeaderMap) -> Result<Pri
             umask: 0o077,
             groups: |_| Vec::new(),
             patience: Patience::Wait,
+            kernel: false,
             key: Some(identity),
         };
         return Ok(Principal { caller, scope: key.scope.clone(), permission: key.permission });

@@ -40,9 +40,18 @@ fn invalidate(notifier: &Notifier, change: Changed) -> io::Result<()> {
             let _ = waiting.send(());
             Ok(())
         }
-        // A negative offset: the attributes alone.
-        Changed::Inode { ino, data: false } => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+        Changed::Inode { ino, data: false } => attributes_of(notifier, INodeNo(ino.0)),
     }
+}
+
+/// Makes the kernel ask for attributes again. That waits for nothing, so that a request may do it before its own reply.
+pub fn attributes(notifier: &Notifier, ino: INodeNo) {
+    let _ = attributes_of(notifier, ino);
+}
+
+fn attributes_of(notifier: &Notifier, ino: INodeNo) -> io::Result<()> {
+    // A negative offset: no pages.
+    notifier.inval_inode(ino, -1, 0)
 }
 
 /// Attributes, and all pages: of a file its data, of a directory its listing, of a symlink its target.

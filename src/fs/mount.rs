@@ -112,6 +112,7 @@ impl Mounted {
         let transport = Transport {
             dispatch: Dispatch::new(vault.clone())?,
             writeback: options.writeback,
+            atime: options.atime && !options.read_only,
             notifier: notifier.clone(),
             _end: EndOnDrop(end.clone()),
         };

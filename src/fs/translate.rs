@@ -19,6 +19,11 @@ pub fn access(flags: i32, writeback: bool) -> Access {
     }
 }
 
+/// Whether reading through such an open sets the time of access. (In writeback mode the kernel reads what it completes.)
+pub fn sets_atime(flags: i32) -> bool {
+    flags & libc::O_NOATIME == 0 && flags & libc::O_ACCMODE != libc::O_WRONLY
+}
+
 /// What `mknod` makes; `rdev` as the kernel packs it into 32 bits, which is also how it wants to have it back. No other
 /// type comes through the kernel's `may_mknod`, and none at all means a regular file.
 pub fn make(mode: u32, rdev: u32) -> Make<'static> {

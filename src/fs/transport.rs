@@ -29,6 +29,8 @@ pub struct Transport {
     /// First, so that what its pools still do is done before the end of the mount is told.
     pub dispatch: Dispatch,
     pub writeback: bool,
+    /// Reading sets times of access.
+    pub atime: bool,
     /// There once the session is.
     pub notifier: Arc<OnceLock<Notifier>>,
     pub _end: EndOnDrop,
@@ -53,7 +55,7 @@ impl Filesystem for Transport {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.ask(req, reply, move |vault, caller| vault.attr(caller, Ino(ino.0)).map_err(replaced));
+        self.ask(req, reply, move |vault, caller| vault.attr(caller, Ino(ino.0)));
     }
 
     fn setattr(
@@ -88,7 +90,14 @@ impl Filesystem for Transport {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.ask(req, reply, move |vault, caller| vault.read_link(caller, Ino(ino.0)));
+        let atime = self.atime;
+        self.ask(req, reply, move |vault, caller| {
+            let target = vault.read_link(caller, Ino(ino.0))?;
+            if atime {
+                vault.note_access(Ino(ino.0));
+            }
+            Ok(target)
+        });
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
@@ -165,21 +174,40 @@ impl Filesystem for Transport {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let access = translate::access(flags.0, self.writeback);
-        self.ask(req, reply, move |vault, caller| vault.open_file(caller, Ino(ino.0), access));
+        // What is read from the pages that the kernel has, nobody is told of: to open it for reading alone counts.
+        let reads = self.atime && translate::sets_atime(flags.0) && !access.write && !access.truncate;
+        let notifier = self.notifier.clone();
+        self.ask(req, reply, move |vault, caller| {
+            let handle = vault.open_file(caller, Ino(ino.0), access)?;
+            if reads
+                && vault.note_access(Ino(ino.0))
+                && let Some(notifier) = notifier.get()
+            {
+                invalidation::attributes(notifier, ino);
+            }
+            Ok(handle)
+        });
     }
 
     fn read(
         &self,
         req: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.ask(req, reply, move |vault, caller| vault.read(caller, Handle(fh.0), offset, size as usize));
+        let atime = self.atime && translate::sets_atime(flags.0);
+        self.ask(req, reply, move |vault, caller| {
+            let bytes = vault.read(caller, Handle(fh.0), offset, size as usize)?;
+            if atime {
+                vault.note_access(Ino(ino.0));
+            }
+            Ok(bytes)
+        });
     }
 
     fn write(
@@ -234,15 +262,25 @@ impl Filesystem for Transport {
 
     fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
         let directory = Ino(ino.0);
+        let atime = self.atime && offset == 0;
         self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
-            listing::names(vault, caller, directory, offset, reply).map(drop)
+            listing::names(vault, caller, directory, offset, reply)?;
+            if atime {
+                vault.note_access(directory);
+            }
+            Ok(())
         });
     }
 
     fn readdirplus(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let directory = Ino(ino.0);
+        let atime = self.atime && offset == 0;
         self.dispatch.fill(caller(req, 0), &[], reply, move |vault, caller, _, reply| {
-            listing::entries(vault, caller, directory, offset, reply).map(drop)
+            listing::entries(vault, caller, directory, offset, reply)?;
+            if atime {
+                vault.note_access(directory);
+            }
+            Ok(())
         });
     }
 
@@ -254,13 +292,13 @@ impl Filesystem for Transport {
         let Some(how) = translate::set_xattr(flags) else { return reply.error(Errno::EINVAL) };
         let name = name.as_bytes().to_vec();
         self.dispatch.answer(caller(req, 0), value, reply, move |vault, caller, value| {
-            vault.set_xattr(caller, Ino(ino.0), &name, value, how)
+            vault.set_xattr(caller, Ino(ino.0), &name, value, how).map_err(gone)
         });
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
         self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
-            vault.get_xattr(caller, Ino(ino.0), name).map(|value| Attribute { value, room })
+            vault.get_xattr(caller, Ino(ino.0), name).map(|value| Attribute { value, room }).map_err(gone)
         });
     }
 
@@ -273,7 +311,7 @@ impl Filesystem for Transport {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.dispatch.answer(caller(req, 0), name.as_bytes(), reply, move |vault, caller, name| {
-            vault.remove_xattr(caller, Ino(ino.0), name)
+            vault.remove_xattr(caller, Ino(ino.0), name).map_err(gone)
         });
     }
 
@@ -348,14 +386,14 @@ impl Filesystem for Transport {
 }
 
 impl Transport {
-    /// For an operation that borrows nothing from its request.
+    /// For an operation on an inode or a handle that borrows nothing from its request.
     fn ask<R: Reply<T>, T>(&self, req: &Request, reply: R, op: impl Fn(&Vault, &Caller) -> Result<T> + Send + 'static) {
-        self.dispatch.answer(caller(req, 0), &[], reply, move |vault, caller, _| op(vault, caller));
+        self.dispatch.answer(caller(req, 0), &[], reply, move |vault, caller, _| op(vault, caller).map_err(gone));
     }
 }
 
-/// What the kernel knows by its number was replaced behind its back, by a put: it looks the name up again.
-fn replaced(error: Error) -> Error {
+/// What is not found by its number is stale: only then the kernel asks for its name again, before it gives up.
+fn gone(error: Error) -> Error {
     match error {
         Error::NotFound => Error::Stale("the file is gone"),
         other => other,
@@ -370,6 +408,7 @@ fn caller(req: &Request, umask: u32) -> Caller {
         umask,
         groups: groups_of,
         patience: Patience::Never,
+        kernel: true,
         key: None,
     }
 }

@@ -144,7 +144,7 @@ impl Vault {
             return changed.unwrap_or(Err(Error::NotFound));
         };
         let mut node = (*node).clone();
-        if node.grave.is_some() && !self.handles.lock().is_open(ino) {
+        if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
         let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());

@@ -157,14 +157,14 @@ impl Vault {
         }
         self.enter(ino, caller.patience)?;
         let content = self.contents.get(ino);
-        self.openable(ino, self.handles.lock().is_open(ino))?;
+        self.openable(ino, self.handles.lock().is_open(ino) || self.is_known(ino))?;
         if self.records.get::<ContentRecord>(ino)?.is_some() {
             self.content_key(&content, caller.patience)?;
         }
         let handle = {
             let mut handles = self.handles.lock();
             // Again, now that nobody can take its last name away.
-            self.openable(ino, handles.is_open(ino))?;
+            self.openable(ino, handles.is_open(ino) || self.is_known(ino))?;
             handles.add(OpenFile::new(ino, access, content, false))
         };
         if access.truncate
@@ -367,12 +367,15 @@ impl Vault {
             }
             return Ok(());
         }
+        if self.is_known(file.ino) {
+            return Ok(());
+        }
         self.end_orphan(&mut tx, file.ino, &node)?;
         self.finish(tx);
         Ok(())
     }
 
-    /// Removes an inode that lost its last name and its last handle.
+    /// Removes an inode that lost its last name and its last handle, and that the kernel has forgotten.
     pub(super) fn end_orphan(&self, tx: &mut Tx, ino: Ino, node: &Node) -> Result<()> {
         tx.delete::<Pending>((ino, Task::Orphan));
         tx.delete::<Pending>((ino, Task::Commit));
@@ -453,7 +456,7 @@ impl Vault {
             return changed.unwrap_or(Err(Error::NotFound));
         };
         let mut node = (*node).clone();
-        if node.grave.is_some() && !self.handles.lock().is_open(ino) {
+        if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
         set_in(caller, &mut node, set);
@@ -479,7 +482,7 @@ impl Vault {
         match node.object() {
             None if node.kind.is_directory() => return Err(Error::IsADirectory),
             None => return Err(Error::Invalid("not a regular file")),
-            Some(_) if node.grave.is_some() && file.is_none() => {
+            Some(_) if node.grave.is_some() && file.is_none() && !self.is_known(ino) => {
                 return Err(Error::Denied("deleted: restore it first"));
             }
             Some(_) => {}

@@ -317,6 +317,7 @@ impl Vault {
         }
         self.enter(parent, caller.patience)?;
         let (_, grave) = self.find_grave(parent.organization(), name)?;
+        self.known_as_tombstone(grave.ino);
         self.attr(caller, grave.ino)
     }
 

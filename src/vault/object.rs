@@ -261,9 +261,10 @@ impl Vault {
         let old_node = less_a_link(&*tx.need::<Node>(old)?);
         let id = old_node.object().ok_or(Error::Invalid("not a regular file"))?;
         self.succeed(tx, open, caller, rewraps, (id, old, &old_node), new)?;
-        self.remove_node(tx, old, &old_node, open.is_open(old))?;
+        let stays = self.stays(tx, open, caller, old);
+        self.remove_node(tx, old, &old_node, stays)?;
         let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
-        if unneeded && !open.is_open(old) {
+        if unneeded && !stays {
             self.destroy_content(tx, old)?;
         }
         self.uncount(tx, old, old_node.size)?;
@@ -354,25 +355,25 @@ impl Vault {
         let org = ino.organization();
         let id = node.object().expect("the caller has looked");
         let handles = self.handles.lock();
-        let open = handles.is_open(ino);
+        let stays = self.stays(&mut tx, &handles, caller, ino);
         self.uncount(&mut tx, ino, node.size)?;
         if let Some(successor) = self.tunnel_successor(&tx, ino)? {
             self.succeed(&mut tx, &handles, caller, rewraps, (id, ino, &node), successor)?;
-            self.remove_node(&mut tx, ino, &node, open)?;
+            self.remove_node(&mut tx, ino, &node, stays)?;
         } else {
             let object = tx.get::<Object>((org, id))?;
             let held_bytes = node.size > 0 || object.as_ref().is_some_and(|o| o.versions.iter().any(|v| v.size > 0));
             if held_bytes && object.as_ref().is_none_or(|o| o.ino == ino) {
                 self.bury(&mut tx, &handles, caller, id, (ino, node), path)?;
             } else {
-                self.remove_node(&mut tx, ino, &node, open)?;
+                self.remove_node(&mut tx, ino, &node, stays)?;
                 if let Some(object) = object.filter(|o| o.ino == ino) {
                     tx.delete::<Object>((org, id));
                     for version in &object.versions {
                         self.disown(&mut tx, version.content, id)?;
                     }
                 }
-                if !open {
+                if !stays {
                     self.destroy_content(&mut tx, ino)?;
                 }
             }
@@ -380,6 +381,14 @@ impl Vault {
         self.finish(tx);
         self.tunnels.forget(ino);
         Ok(())
+    }
+
+    /// Whether a file outlives its last name: with a handle, or in the kernel, which will say when it is forgotten.
+    fn stays(&self, tx: &mut Tx, open: &OpenFiles, caller: &Caller, ino: Ino) -> bool {
+        if caller.kernel {
+            self.remember_file(tx, ino);
+        }
+        caller.kernel || open.is_open(ino)
     }
 
     /// One object, and the bytes of its value, less.

@@ -358,6 +358,7 @@ impl Vault {
         if self.handles.lock().has_open_files_of(organization.no) {
             return Err(Error::Busy("deleted files of this organization are still open"));
         }
+        self.end_files_of(organization.no)?;
         self.finish_chores_of(organization.no)?;
         let keks = self.keks_of(organization.no)?;
         let names: Vec<_> = keks.iter().flat_map(|kek| kek.versions.iter().map(|v| kek.named(v))).collect();

@@ -1,20 +1,26 @@
-//! Folders, links, fifos, sockets and devices that have no name any more and that the kernel still knows, because
-//! somebody works in them or has them open: they answer as they last were, until the kernel forgets them.
+//! What has no name any more and the kernel still knows, because somebody works in it, has it open, or has just found its
+//! name: it goes on until the kernel forgets it.
 //!
-//! In memory alone: nobody can know them after a crash. (Files without a name are kept by their handles, `file.rs`.)
+//! Folders, links, fifos, sockets and devices answer as they last were, in memory alone: nobody can know them after a
+//! crash. Files keep their records and their content as they do while a handle is open (`file.rs`): who found a name
+//! just before a rename gave it to another file opens what he found, as on a local file system.
 
 use super::Vault;
 use super::error::{Error, Result};
 use super::ids::Ino;
+use super::ids::OrgNo;
 use super::records::Tx;
 use super::row::{Attributes, Node};
 use super::time::Time;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 #[derive(Default)]
-pub struct Removed(Arc<Mutex<HashMap<Ino, Last>>>);
+pub struct Removed {
+    others: Arc<Mutex<HashMap<Ino, Last>>>,
+    files: Arc<Mutex<HashSet<Ino>>>,
+}
 
 /// An inode as it was when it lost its last name, and as it was changed since.
 #[derive(Clone)]
@@ -29,20 +35,63 @@ impl Vault {
         if ino.is_in_versions() {
             return self.versions.forget(ino, times);
         }
-        self.removed.0.lock().remove(&ino);
+        self.removed.others.lock().remove(&ino);
+        if self.removed.files.lock().remove(&ino) {
+            // If it fails, the next mount ends it.
+            let _ = self.end_forgotten(ino);
+        }
+    }
+
+    /// Whether the kernel has known this file since it had a name.
+    pub(super) fn is_known(&self, ino: Ino) -> bool {
+        self.removed.files.lock().contains(&ino)
+    }
+
+    /// Remembers, once the transaction commits, a file whose last name the kernel had removed.
+    pub(super) fn remember_file(&self, tx: &mut Tx, ino: Ino) {
+        let files = self.removed.files.clone();
+        tx.count(move || {
+            files.lock().insert(ino);
+        });
+    }
+
+    /// From now on the kernel knows this file as a tombstone.
+    pub(super) fn known_as_tombstone(&self, ino: Ino) {
+        self.removed.files.lock().remove(&ino);
+    }
+
+    /// Ends the files without names of an organization that is about to go.
+    pub(super) fn end_files_of(&self, org: OrgNo) -> Result<()> {
+        let of = |ino: &Ino| ino.organization() == org;
+        let files: Vec<Ino> = self.removed.files.lock().extract_if(of).collect();
+        files.into_iter().try_for_each(|ino| self.end_forgotten(ino))
+    }
+
+    fn end_forgotten(&self, ino: Ino) -> Result<()> {
+        let mut tx = self.begin()?;
+        if self.handles.lock().is_open(ino) {
+            // The last release ends it.
+            return Ok(());
+        }
+        match tx.get::<Node>(ino)? {
+            Some(node) if node.links == 0 && node.grave.is_none() => self.end_orphan(&mut tx, ino, &node)?,
+            _ => return Ok(()),
+        }
+        self.finish(tx);
+        Ok(())
     }
 
     /// An inode's node, if it has a name, an open handle, or is still known to the kernel.
     pub(super) fn node(&self, ino: Ino) -> Result<Arc<Node>> {
         match self.records.get::<Node>(ino)? {
             Some(node) => Ok(node),
-            None => self.removed.0.lock().get(&ino).map(|last| Arc::new(last.node.clone())).ok_or(Error::NotFound),
+            None => self.removed.others.lock().get(&ino).map(|last| Arc::new(last.node.clone())).ok_or(Error::NotFound),
         }
     }
 
     /// The attributes of an inode without a name.
     pub(super) fn last_attributes(&self, ino: Ino) -> Option<Arc<Attributes>> {
-        self.removed.0.lock().get(&ino).map(|last| Arc::new(last.attributes.clone()))
+        self.removed.others.lock().get(&ino).map(|last| Arc::new(last.attributes.clone()))
     }
 
     /// Remembers, once the transaction commits, an inode that it removes.
@@ -50,14 +99,14 @@ impl Vault {
         let attributes = if node.attributes { tx.get::<Attributes>(ino)? } else { None };
         let attributes = attributes.map_or_else(Attributes::default, |attributes| (*attributes).clone());
         let last = Last { node: Node { links: 0, ctime: Time::now(), ..node.clone() }, attributes };
-        let removed = self.removed.0.clone();
+        let removed = self.removed.others.clone();
         tx.count(move || drop(removed.lock().insert(ino, last)));
         Ok(())
     }
 
     /// Changes an inode without a name; `None` if there is no such one.
     pub(super) fn change_removed<T>(&self, ino: Ino, change: impl FnOnce(&mut Last) -> Result<T>) -> Option<Result<T>> {
-        let mut removed = self.removed.0.lock();
+        let mut removed = self.removed.others.lock();
         let last = removed.get_mut(&ino)?;
         let mut changed = last.clone();
         Some(change(&mut changed).inspect(|_| *last = changed))

@@ -19,6 +19,8 @@ pub struct Caller {
     /// Asks for the supplementary groups of a caller by its pid: few operations have to know them.
     pub groups: fn(u32) -> Vec<u32>,
     pub patience: Patience,
+    /// The kernel asks: it knows the inodes whose names it removes, and says when it has forgotten them.
+    pub kernel: bool,
     /// The API key that asks, if it is one.
     pub key: Option<Arc<KeyIdentity>>,
 }
@@ -33,6 +35,7 @@ impl Caller {
             umask: 0o022,
             groups: |_| Vec::new(),
             patience: Patience::Wait,
+            kernel: false,
             key: None,
         }
     }
@@ -46,6 +49,7 @@ impl Caller {
             umask: 0,
             groups: |_| Vec::new(),
             patience: Patience::Wait,
+            kernel: false,
             key: None,
         }
     }

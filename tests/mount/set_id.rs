@@ -18,7 +18,16 @@ fn after(path: &Path, mode: u32, owner: u32, uid: u32, group: &str, script: &str
 
 #[test]
 fn a_change_by_others_than_root_takes_set_id_bits() {
-    let vault = Vault::up();
+    changes_take_set_id_bits(&Vault::up());
+}
+
+/// There the kernel writes back later, and not as the user who wrote.
+#[test]
+fn a_change_by_others_than_root_takes_set_id_bits_in_writeback_mode_too() {
+    changes_take_set_id_bits(&Vault::up_with(&["-o", "writeback"]));
+}
+
+fn changes_take_set_id_bits(vault: &Vault) {
     vault.open_to_others();
     let f = vault.org("a").join("f");
     let changes =

@@ -1,6 +1,6 @@
 //! What has no name any more and is still open or worked in, and what is found by a handle instead of a name.
 
-use crate::kernel::{FileHandle, attribute, drop_caches, errno, mknod, set_attribute};
+use crate::kernel::{FileHandle, attribute, drop_caches, errno, mknod, set_attribute, vault_says};
 use crate::vault::{Vault, run};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -114,6 +114,72 @@ fn fifos_links_and_devices_go_on_without_a_name() {
         assert_eq!((known.nlink(), known.mode() & 0o7777), (0, 0o640));
     }
     assert_eq!((link.metadata().unwrap().nlink(), link.metadata().unwrap().len()), (0, 6));
+}
+
+/// By descriptors that only name them: nothing in the vault says that they are open.
+#[test]
+fn removed_files_answer_whoever_still_knows_them() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    for (name, value) in [("empty", ""), ("full", "value"), ("replaced", "old"), ("emptied", "value"), ("closed", "v")]
+    {
+        fs::write(a.join(name), value).unwrap();
+    }
+    fs::write(a.join("emptied"), "").unwrap();
+    let writer = OpenOptions::new().write(true).open(a.join("closed")).unwrap();
+    let known = ["empty", "full", "replaced", "emptied", "closed"].map(|name| open_path(&a.join(name)));
+    fs::write(a.join("new"), "new value").unwrap();
+    fs::rename(a.join("new"), a.join("replaced")).unwrap();
+    for name in ["empty", "full", "emptied", "closed"] {
+        fs::remove_file(a.join(name)).unwrap();
+    }
+    drop(writer);
+    drop_caches();
+    for (file, value) in known.iter().zip(["", "value", "old", "", "v"]) {
+        let found = file.metadata().unwrap();
+        assert_eq!((found.nlink(), found.len()), (0, value.len() as u64), "{value:?}");
+        assert_eq!(fs::read_to_string(through(file)).unwrap(), value);
+        fs::set_permissions(through(file), PermissionsExt::from_mode(0o600)).unwrap();
+        fs::write(through(file), "written").unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 7);
+    }
+    drop(known);
+    assert_eq!(fs::read(a.join("replaced")).unwrap(), b"new value");
+    vault.command(&["fsck"]).good();
+    assert_eq!(vault_says(&a, "objects"), "1");
+    vault.remount();
+    vault.command(&["fsck"]).good();
+    // Restored, it is what it was when the last of them closed it.
+    let full = vault.tombstones("a").into_iter().find(|path| path.to_str().unwrap().contains("/full~")).unwrap();
+    assert_eq!(errno(File::open(&full)), libc::EACCES);
+    fs::rename(&full, a.join("full")).unwrap();
+    assert_eq!(fs::read(a.join("full")).unwrap(), b"written");
+}
+
+/// An inode number is never given out again, which is better than a generation that tells two files apart.
+#[test]
+fn a_handle_of_a_removed_file_does_not_open_its_successor() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    let mut handles = Vec::new();
+    for n in 0..50 {
+        fs::write(a.join("f"), n.to_string()).unwrap();
+        handles.push((FileHandle::of(a.join("f")).unwrap(), fs::metadata(a.join("f")).unwrap().ino()));
+        fs::remove_file(a.join("f")).unwrap();
+    }
+    fs::write(a.join("f"), "last").unwrap();
+    let last = fs::metadata(a.join("f")).unwrap().ino();
+    for remounted in [false, true] {
+        if remounted {
+            vault.remount();
+        }
+        drop_caches();
+        let mount = File::open(vault.point()).unwrap();
+        for (handle, ino) in &handles {
+            assert_ne!(*ino, last);
+            assert_eq!(errno(handle.open(&mount, libc::O_RDONLY)), libc::ESTALE);
+        }
+    }
 }
 
 #[test]

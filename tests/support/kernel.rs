@@ -76,6 +76,28 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>, flags: u32) -> io::R
     done(unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) }).map(drop)
 }
 
+/// `mkdirat`, `openat` for a directory, and `unlinkat` with or without `AT_REMOVEDIR`: by a descriptor, however deep.
+pub fn mkdir_at(folder: &File, name: &str) -> io::Result<File> {
+    let text = c(name);
+    // SAFETY: the descriptor is open and the name ends in NUL.
+    done(unsafe { libc::mkdirat(folder.as_raw_fd(), text.as_ptr(), 0o755) })?;
+    open_at(folder, name, libc::O_RDONLY | libc::O_DIRECTORY)
+}
+
+pub fn open_at(folder: &File, name: &str, flags: i32) -> io::Result<File> {
+    let name = c(name);
+    // SAFETY: the descriptor is open and the name ends in NUL.
+    let fd = unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags, 0o644) };
+    // SAFETY: a new descriptor, which nobody else has.
+    done(fd).map(|_| unsafe { File::from_raw_fd(fd) })
+}
+
+pub fn remove_at(folder: &File, name: &str, flags: i32) -> io::Result<()> {
+    let name = c(name);
+    // SAFETY: the descriptor is open and the name ends in NUL.
+    done(unsafe { libc::unlinkat(folder.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+}
+
 pub fn fallocate(file: &File, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: the descriptor is open; the rest are numbers.
     done(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
@@ -124,6 +146,50 @@ pub fn statvfs(path: impl AsRef<Path>) -> libc::statvfs {
     found
 }
 
+/// A directory stream, with the positions that std leaves out.
+pub struct Listing(*mut libc::DIR);
+
+impl Listing {
+    #[track_caller]
+    pub fn open(path: impl AsRef<Path>) -> Listing {
+        let path = c(path);
+        // SAFETY: the path ends in NUL.
+        let stream = unsafe { libc::opendir(path.as_ptr()) };
+        assert!(!stream.is_null(), "{}", io::Error::last_os_error());
+        Listing(stream)
+    }
+
+    /// The name of the next entry, dots too.
+    pub fn next(&mut self) -> Option<String> {
+        // SAFETY: the stream is open, and what it points to lives until the next call.
+        let name = unsafe { libc::readdir(self.0).as_ref()?.d_name.as_ptr() };
+        // SAFETY: names end in NUL.
+        Some(unsafe { std::ffi::CStr::from_ptr(name) }.to_str().unwrap().to_owned())
+    }
+
+    pub fn tell(&mut self) -> i64 {
+        // SAFETY: the stream is open.
+        unsafe { libc::telldir(self.0) }
+    }
+
+    pub fn seek(&mut self, position: i64) {
+        // SAFETY: the stream is open.
+        unsafe { libc::seekdir(self.0, position) }
+    }
+
+    pub fn rewind(&mut self) {
+        // SAFETY: the stream is open.
+        unsafe { libc::rewinddir(self.0) }
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        // SAFETY: the stream is open, and nobody else has it.
+        unsafe { libc::closedir(self.0) };
+    }
+}
+
 /// A shared writable mapping of a file's beginning.
 pub struct Mapping(*mut u8, usize);
 
@@ -146,6 +212,10 @@ impl Mapping {
         assert!(at + len <= self.1);
         // SAFETY: inside the mapping, as just checked.
         unsafe { std::slice::from_raw_parts(self.0.add(at), len) }.to_vec()
+    }
+
+    pub fn address(&self) -> *const u8 {
+        self.0
     }
 
     pub fn sync(&self) {

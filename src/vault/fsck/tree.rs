@@ -6,10 +6,7 @@ use super::repair::Fix;
 use super::{Check, Subject};
 use crate::vault::ids::{Ino, OrgNo};
 use crate::vault::row::{Attributes, Buried, ContentRecord, Node, Object, OrgRecord, Record, Task, Tombstone};
-use std::collections::{BTreeSet, HashMap};
-
-/// Deeper than any path that the kernel passes on.
-const DEPTH_MAX: usize = 1 << 16;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 impl Check<'_> {
     pub fn judge_tree(&mut self, c: &Census) {
@@ -17,9 +14,10 @@ impl Check<'_> {
         let mut inodes: Vec<Ino> = c.nodes.keys().copied().collect();
         inodes.sort();
         // What is missing first: where something is, counts cannot be right and say nothing more.
+        let circles = circles(c);
         for ino in &inodes {
             if let Some(Some(node)) = c.nodes.get(ino) {
-                self.judge_node(c, *ino, node);
+                self.judge_node(c, &circles, *ino, node);
             }
         }
         self.judge_objects(c);
@@ -63,7 +61,7 @@ impl Check<'_> {
         }
     }
 
-    fn judge_node(&mut self, c: &Census, ino: Ino, node: &NodeSeen) {
+    fn judge_node(&mut self, c: &Census, circles: &HashSet<Ino>, ino: Ino, node: &NodeSeen) {
         // The directory of an organization opens without the organization's key, and nothing in it does.
         if !self.opens(ino.organization()) {
             return;
@@ -88,7 +86,7 @@ impl Check<'_> {
             if !c.nodes.contains_key(&parent) {
                 let message = format!("the folder that it is in, inode {}, is missing", parent.0);
                 self.find(Code::FolderMissing, Subject::Inode(ino), place.clone(), message, None);
-            } else if runs_in_a_circle(c, ino) {
+            } else if circles.contains(&ino) {
                 let message = format!("the way up from folder {} leads back to itself", ino.0);
                 self.find(Code::FolderCycle, Subject::Organization(ino.organization()), place.clone(), message, None);
             }
@@ -294,20 +292,23 @@ fn named_by(ino: Ino) -> OrgNo {
     if ino.is_top() { OrgNo::VAULT } else { ino.organization() }
 }
 
-/// Whether the way up from a folder comes by it again.
-fn runs_in_a_circle(c: &Census, folder: Ino) -> bool {
-    let mut at = folder;
-    for _ in 0..DEPTH_MAX {
-        if at == Ino::ROOT || at.is_top() {
-            return false;
+/// The folders from which the way up comes by them again. Each is passed once, however deep the tree is.
+fn circles(c: &Census) -> HashSet<Ino> {
+    let (mut passed, mut found) = (HashSet::new(), HashSet::new());
+    for start in c.nodes.keys() {
+        let (mut at, mut way) = (*start, Vec::new());
+        while at != Ino::ROOT
+            && !at.is_top()
+            && let Some(Some(NodeSeen { kind: KindSeen::Directory { parent }, .. })) = c.nodes.get(&at)
+            && passed.insert(at)
+        {
+            way.push(at);
+            at = *parent;
         }
-        match c.nodes.get(&at) {
-            Some(Some(NodeSeen { kind: KindSeen::Directory { parent }, .. })) => at = *parent,
-            _ => return false,
-        }
-        if at == folder {
-            return true;
+        // Back on this same way, and not on an earlier one.
+        if let Some(first) = way.iter().position(|folder| *folder == at) {
+            found.extend(&way[first..]);
         }
     }
-    false
+    found
 }
