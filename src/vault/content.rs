@@ -159,8 +159,17 @@ fn number(bytes: &[u8]) -> u64 {
 impl Vault {
     /// The content's key, from the cache or the token; its commitment is checked.
     pub(super) fn content_key(&self, content: &Content, patience: Patience) -> Result<Arc<LockedKey>> {
-        let record = self.records.get::<ContentRecord>(content.ino)?.ok_or_else(|| self.missing_key(content.ino))?;
-        self.key_of(content, &record, patience)
+        loop {
+            let record =
+                self.records.get::<ContentRecord>(content.ino)?.ok_or_else(|| self.missing_key(content.ino))?;
+            let key = self.key_of(content, &record, patience);
+            // A rotation may have wrapped it anew and ended the old KEK version between the two looks.
+            let rotated = |now: Option<Arc<ContentRecord>>| now.is_some_and(|now| now.wrapped != record.wrapped);
+            match key {
+                Err(Error::Key(KeyError::NoSuchKey(_))) if rotated(self.records.get(content.ino)?) => {}
+                key => return key,
+            }
+        }
     }
 
     pub(super) fn key_of(

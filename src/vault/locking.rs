@@ -103,10 +103,12 @@ impl Vault {
 
     /// Takes names, attributes and pages of an organization from the kernel; done when this returns.
     fn forget_in_kernel(&self, organization: &Organization) {
-        // Without its name the kernel drops all below it that nobody holds open.
-        self.changed(Changed::Entry { parent: Ino::ROOT, name: organization.name().into_bytes() });
+        // Without its name the kernel drops all below it that nobody holds open; earlier versions and tombstones too.
+        for parent in [Ino::ROOT, Ino::VERSIONS, Ino::GRAVEYARD] {
+            self.changed(Changed::Entry { parent, name: organization.name().into_bytes() });
+        }
         let open = self.handles.lock().open_in(organization.no);
-        for ino in open {
+        for ino in open.into_iter().chain(self.versions.shown_in(organization.no)) {
             self.changed(Changed::Inode { ino, data: true });
         }
         let (told, heard) = mpsc::channel();

@@ -26,8 +26,8 @@ impl Vault {
             let id = ObjectId(u128::from_be_bytes((*key).try_into().expect("keys of objects are ids")));
             let object = match self.records.get::<Object>((org, id)) {
                 Ok(Some(object)) => object,
-                // A damaged row holds up nothing else; `fsck` finds it.
-                Ok(None) | Err(Error::Corrupt(_)) => continue,
+                // A damaged row holds up nothing else, and `fsck` finds it; nor does an organization locked since.
+                Ok(None) | Err(Error::Corrupt(_) | Error::Locked) => continue,
                 Err(error) => return Err(error),
             };
             if object.versions.get(1).is_some_and(|second| second.at.age() > time) {

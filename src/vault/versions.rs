@@ -94,6 +94,11 @@ impl Versions {
         }
     }
 
+    /// What the kernel may hold of an organization.
+    pub fn shown_in(&self, org: OrgNo) -> Vec<Ino> {
+        self.numbers.lock().given.keys().copied().filter(|ino| ino.organization() == org).collect()
+    }
+
     fn number(&self, org: OrgNo, what: Given) -> Ino {
         self.numbers.lock().of(org, what)
     }
@@ -385,6 +390,8 @@ impl Vault {
         if len == 0 {
             return Ok(Vec::new());
         }
+        // It may have been locked, and unlocked, since the open.
+        self.enter(view.of.version.content, caller.patience)?;
         self.read_pieces(&view.of, &view.pieces, offset, len, caller.patience)
     }
 

@@ -42,6 +42,28 @@ fn a_locked_organization_answers_enokey_from_open_files_and_caches_too() {
 }
 
 #[test]
+fn a_locked_organization_shows_no_earlier_version_out_of_caches() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), vec![7; 20_000]).unwrap();
+    fs::write(a.join("f"), "new").unwrap();
+    let versions = vault.point().join(".versions/a");
+    let first = versions.join("f/1");
+    let open = File::open(&first).unwrap();
+    let mut read = [0; 4096];
+    open.read_exact_at(&mut read, 8192).unwrap();
+    assert_eq!(fs::read(&first).unwrap(), vec![7; 20_000]);
+    vault.command(&["org", "lock", "a"]).good();
+    assert_eq!(errno(open.read_exact_at(&mut read, 8192)), libc::ENOKEY, "the kernel's pages are gone");
+    assert_eq!(errno(File::open(&first)), libc::ENOKEY);
+    assert_eq!(errno(fs::metadata(&first)), libc::ENOKEY);
+    assert_eq!(errno(fs::read_dir(&versions).and_then(|mut list| list.next().unwrap())), libc::ENOKEY);
+    vault.command(&["org", "unlock", "a"]).good();
+    open.read_exact_at(&mut read, 8192).unwrap();
+    assert_eq!((read, fs::read(&first).unwrap()), ([7; 4096], vec![7; 20_000]));
+}
+
+#[test]
 fn what_was_written_before_a_lock_is_kept_and_open_files_work_again_after_it() {
     let vault = Vault::up();
     let a = vault.org("a");
