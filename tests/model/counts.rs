@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use vaultfs::store::{Disk, Op};
-use vaultfs::vault::{Access, Caller, Handle, Ino, Make, Options, RenameMode, Vault};
+use vaultfs::vault::{Access, Caller, Handle, Ino, Make, Options, RenameMode, SetXattr, Vault};
 
 const WRITE: Access = Access { read: true, write: true, append: false, truncate: false };
 const READ: Access = Access { read: true, write: false, append: false, truncate: false };
@@ -228,5 +228,44 @@ fn a_first_open_asks_the_token_once_and_a_first_look_never() {
         assert_eq!(meter.cost(|| meter.read(files[3])), Cost { token: 1, statements: 2, ..NOTHING }, "first open");
         assert_eq!(meter.cost(|| meter.read(files[3])), NOTHING, "second open");
         vault.close().unwrap();
+    });
+}
+
+#[test]
+fn each_further_pair_costs_a_first_open_one_call_and_a_create_none() {
+    token::isolated("counts::each_further_pair_costs_a_first_open_one_call_and_a_create_none", |token| {
+        let template = template(token);
+        let state = template.path().join("state");
+        let meter = Meter::open(&state);
+        let Meter { vault, caller, top, .. } = &meter;
+        let folder = vault.make(caller, *top, b"folder", 0o755, Make::Directory).unwrap().ino;
+        for pair in ["customer", "region"] {
+            let name = format!("user.vault.context.{pair}");
+            vault.set_xattr(caller, folder, name.as_bytes(), b"x", SetXattr::Any).unwrap();
+        }
+        // The first makes the KEKs, and both ask for keys ahead.
+        meter.save(folder, "warm", b"value");
+        meter.save(*top, "warm", b"value");
+        vault.sync().unwrap();
+        meter.settled();
+        let mut file = *top;
+        assert_eq!(meter.cost(|| file = meter.save(folder, "a", b"value")).token, 0, "create, write, close");
+        let other = meter.save(folder, "b", b"value");
+        meter.save(*top, "new", b"newer");
+        meter.settled();
+        let save = || vault.rename(caller, (*top, b"new"), (folder, b"warm"), RenameMode::Replace).unwrap();
+        assert_eq!(
+            meter.cost(save).token,
+            3,
+            "a save into another context makes its three layers, its key being cached"
+        );
+        vault.close().unwrap();
+
+        let meter = Meter::open(&state);
+        // A mount looks each KEK up once: the organization's own when it is entered, these two now.
+        assert_eq!(meter.cost(|| meter.read(other)).token, 3 + 2, "first open of a mount");
+        assert_eq!(meter.cost(|| meter.read(file)).token, 3, "first open");
+        assert_eq!(meter.cost(|| meter.read(file)), NOTHING, "second open");
+        meter.vault.close().unwrap();
     });
 }
