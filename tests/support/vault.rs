@@ -65,7 +65,9 @@ impl Vault {
     /// What `fsck` says against it.
     pub fn is_sound(&self) -> Result<(), String> {
         let checked = self.command(&["fsck"]);
-        if checked.code == 0 { Ok(()) } else { Err(format!("fsck: {}{}", checked.text(), checked.err)) }
+        // 124 is `timeout`: it hangs, or the machine has much else to do.
+        let said = || format!("fsck ended with {}: {}{}", checked.code, checked.text(), checked.err);
+        if checked.code == 0 { Ok(()) } else { Err(said()) }
     }
 
     /// A directory with a token and no vault yet.
