@@ -1,14 +1,17 @@
 //! How a frozen batch's contents become extents: sealing, placing, and what that frees.
 
+mod rewrite;
+
 use super::Vault;
 use super::changes::{EXTENT_MAX, Run};
-use super::content::{Content, State};
+use super::content::Content;
 use super::error::{Error, Result};
-use super::extents::{ExtentMap, FreeRun, MapChanges, UNIT};
+use super::extents::{FreeRun, MapChanges, UNIT};
 use super::ids::{Ino, OrgNo};
 use super::row::{self, Extent, Freed, Node, OrgRecord, Past, Pending, Piece, Record, Row, RowAt, Task};
 use crate::crypto::{BlockSize, ExtentKey, LockedKey, Salt};
 use crate::store::{self, Table};
+use rewrite::{Rewrite, WINDOW};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -16,12 +19,6 @@ use std::sync::Arc;
 pub const INLINE_MAX: usize = 4096;
 /// Small runs of one content in one batch, beyond which they go to a segment together.
 const INLINE_BATCH: usize = 64 * 1024;
-/// Inline pieces of a content, beyond which they go to a segment.
-const INLINE_PIECES: usize = 64;
-/// A part of a value, and how many pieces may make it up before it is written again as one: each costs a record, and small
-/// ones a unit of a segment, so that without end random writes of a few bytes would take many times the value's size.
-const WINDOW: u64 = EXTENT_MAX as u64;
-const WINDOW_PIECES: usize = 384;
 /// Rows that background work may change in one batch.
 const CHORES: usize = 4096;
 
@@ -175,76 +172,19 @@ impl Vault {
             map.unpin(pin, &mut changes);
         }
         if let (Some(epoch), Some(key)) = (last_epoch, &key) {
-            match self.gather_pieces(content.ino, state, touched, epoch, key, &mut changes, stored) {
+            let mut rewrite = Rewrite { vault: self, ino: content.ino, map, key, epoch, changes: &mut changes, stored };
+            match rewrite.gather_pieces(touched) {
                 // What was rewritten so far is in the map, and the rest stays as it is.
                 Err(Error::Store(store::StoreError::Full(_)) | Error::Corrupt(_)) => {}
                 gathered => gathered?,
             }
         }
-        let bytes = state.map.as_ref().expect("completed above").stored();
+        let bytes = map.stored();
         self.add_map_rows(content.ino, changes, stored)?;
         self.note_stored(content.ino, bytes);
         state.dirty.retain(|d| d.batch != batch);
         if state.dirty.is_empty() {
             state.key = None;
-        }
-        Ok(())
-    }
-
-    /// Rewrites what lies in too many pieces: the parts of the value that were written now, and everything inline.
-    #[allow(clippy::too_many_arguments, reason = "all that a change of a map is made of")]
-    fn gather_pieces(
-        &self,
-        ino: Ino,
-        state: &mut State,
-        touched: BTreeSet<u64>,
-        epoch: u64,
-        key: &LockedKey,
-        changes: &mut MapChanges,
-        stored: &mut Stored,
-    ) -> Result<()> {
-        let map = state.map.as_mut().expect("the caller completed it");
-        for window in touched {
-            let pieces = map.starting_in(window * WINDOW..(window + 1) * WINDOW);
-            if pieces.len() > WINDOW_PIECES {
-                self.rewrite(ino, map, &pieces, epoch, key, changes, stored)?;
-            }
-        }
-        let inline: Vec<u64> = map.inline().map(|(at, _)| at).collect();
-        if inline.len() > INLINE_PIECES {
-            self.rewrite(ino, map, &inline, epoch, key, changes, stored)?;
-        }
-        Ok(())
-    }
-
-    /// Rewrites pieces, given by their offsets in order, as extents of a segment.
-    #[allow(clippy::too_many_arguments, reason = "all that a change of a map is made of")]
-    fn rewrite(
-        &self,
-        ino: Ino,
-        map: &mut ExtentMap,
-        pieces: &[u64],
-        epoch: u64,
-        key: &LockedKey,
-        changes: &mut MapChanges,
-        stored: &mut Stored,
-    ) -> Result<()> {
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (at, piece) in pieces.iter().filter_map(|at| Some((*at, map.piece(*at)?))) {
-            let mut bytes = vec![0; piece.len as usize];
-            self.open_part(ino, key, at, piece, &(at..at + u64::from(piece.len)), &mut bytes)?;
-            match runs.last_mut() {
-                Some((start, run)) if *start + run.len() as u64 == at && run.len() + bytes.len() <= EXTENT_MAX => {
-                    run.extend_from_slice(&bytes);
-                }
-                _ => runs.push((at, bytes)),
-            }
-        }
-        for (at, bytes) in runs {
-            let len = bytes.len() as u64;
-            let piece = self.seal_extent(ino, key, bytes, epoch, 0, stored)?;
-            map.cut(at..at + len, epoch, changes);
-            map.insert(at, piece, changes);
         }
         Ok(())
     }
