@@ -31,6 +31,8 @@ pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .env(DIRECTORY, directory.path())
         .env("SOFTHSM2_CONF", token.configuration())
+        // Strategies of workloads nest deeply; without optimization their frames are large.
+        .env("RUST_MIN_STACK", (16 << 20).to_string())
         .output()
         .unwrap();
     let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
