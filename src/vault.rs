@@ -216,6 +216,7 @@ impl Vault {
         let living: Vec<_> =
             self.organizations.all().iter().map(|o| o.record.lock().clone()).filter(|r| !r.deleted).collect();
         let sum = |count: fn(&row::OrgRecord) -> u64| living.iter().map(count).sum();
+        let bytes = living.iter().map(|record| record.bytes).sum();
         Status {
             vault: self.id.to_string(),
             format: FORMAT,
@@ -230,7 +231,7 @@ impl Vault {
             },
             organizations: living.len() as u64,
             objects: sum(|r| r.objects),
-            bytes: sum(|r| r.bytes),
+            bytes: at_most(bytes),
             tombstones: sum(|r| r.tombstones),
             pending_bytes: self.signals.pending_bytes(),
             writing: self.signals.trouble().unwrap_or("ok").to_owned(),
@@ -240,6 +241,11 @@ impl Vault {
             },
         }
     }
+}
+
+/// A count for those who take no larger number.
+fn at_most(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 /// The space that is left, asked for anew every now and then: `statvfs` for each write would cost as much as the write.

@@ -44,6 +44,8 @@ mod organizations;
 mod outage;
 #[path = "mount/paths.rs"]
 mod paths;
+#[path = "mount/races.rs"]
+mod races;
 #[path = "mount/rotation.rs"]
 mod rotation;
 #[path = "mount/saving.rs"]

@@ -50,19 +50,24 @@ pub fn allocate(mode: i32) -> Option<Allocate> {
 }
 
 pub fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    const WHITEOUT_NOREPLACE: RenameFlags = RenameFlags::RENAME_WHITEOUT.union(RenameFlags::RENAME_NOREPLACE);
     match flags {
         RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
         RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        RenameFlags::RENAME_WHITEOUT => Some(RenameMode::Whiteout),
+        WHITEOUT_NOREPLACE => Some(RenameMode::WhiteoutNoReplace),
         none if none.is_empty() => Some(RenameMode::Replace),
         _ => None,
     }
 }
 
 pub fn set_xattr(flags: i32) -> Option<SetXattr> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     match flags {
         0 => Some(SetXattr::Any),
         libc::XATTR_CREATE => Some(SetXattr::Create),
         libc::XATTR_REPLACE => Some(SetXattr::Replace),
+        BOTH => Some(SetXattr::CreateAndReplace),
         _ => None,
     }
 }
@@ -177,14 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn rename_and_xattr_flags_exclude_each_other() {
+    fn of_flags_only_those_that_exist_are_taken_and_an_exchange_leaves_no_whiteout() {
         assert_eq!(rename_mode(RenameFlags::empty()), Some(RenameMode::Replace));
         assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE), Some(RenameMode::NoReplace));
         assert_eq!(rename_mode(RenameFlags::RENAME_EXCHANGE), Some(RenameMode::Exchange));
         assert_eq!(rename_mode(RenameFlags::all()), None);
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), None);
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Some(RenameMode::Whiteout));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE), None);
         assert_eq!(set_xattr(libc::XATTR_CREATE), Some(SetXattr::Create));
-        assert_eq!(set_xattr(libc::XATTR_CREATE | libc::XATTR_REPLACE), None);
+        assert_eq!(set_xattr(libc::XATTR_CREATE | libc::XATTR_REPLACE), Some(SetXattr::CreateAndReplace));
+        assert_eq!(set_xattr(4), None);
     }
 
     #[test]

@@ -85,6 +85,8 @@ impl Filesystem for Transport {
             mtime: mtime.map(translate::time_or_now),
             ctime: ctime.map(translate::time_of),
             handle: fh.map(|fh| Handle(fh.0)),
+            // A chown has a time of change in this mode.
+            written: self.writeback && ctime.is_none(),
         };
         self.ask(req, reply, move |vault, caller| vault.set_attr(caller, Ino(ino.0), &set));
     }

@@ -77,11 +77,7 @@ impl Vault {
             if is_acl(name) {
                 return acl::set(caller, node, attributes, name, value);
             }
-            match (how, attributes.0.contains_key(name)) {
-                (SetXattr::Create, true) => return Err(Error::Exists),
-                (SetXattr::Replace, false) => return Err(Error::NoAttribute),
-                _ => {}
-            }
+            how.check(attributes.0.contains_key(name))?;
             attributes.0.insert(name.to_vec(), ByteBuf::from(value));
             Ok(())
         })
@@ -298,7 +294,7 @@ impl Vault {
 /// Whether a vault gives this value for this name, on whatever it may be.
 fn is_given(name: &str, text: &str) -> bool {
     let is_time = || OffsetDateTime::parse(text, &Rfc3339).is_ok();
-    let is_number = || text.parse::<u64>().is_ok_and(|n| n.to_string() == text);
+    let is_number = || text.parse::<u128>().is_ok_and(|n| n.to_string() == text);
     match name {
         "id" => text.parse::<ObjectId>().is_ok() || text.parse::<OrgId>().is_ok(),
         "version_id" => text.parse::<VersionId>().is_ok(),

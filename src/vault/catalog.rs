@@ -4,7 +4,7 @@ use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgNo};
 use super::organization::Organization;
 use super::row::{ContentRecord, Kind, Node, Object, Record, Tombstone, Version};
-use super::{AuditEvent, Caller, Make, Vault};
+use super::{AuditEvent, Caller, Make, Vault, at_most};
 use super::{ObjectInfo, OrganizationInfo, Restored, TombstoneInfo, VersionInfo};
 use crate::keys::Patience;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl Vault {
             key_id: record.kek().to_string(),
             key_state,
             objects: record.objects,
-            bytes: record.bytes,
+            bytes: at_most(record.bytes),
             tombstones: record.tombstones,
             external_id: profile.external_id.clone(),
             metadata: profile.metadata.clone(),

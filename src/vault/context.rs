@@ -145,17 +145,19 @@ impl Vault {
         Ok(record.map_or_else(|| organization.context(), |record| record.context.clone()))
     }
 
-    /// Sees to it that a content is under `context`: its record in this transaction, or none if it needs none.
+    /// Sees to it that a content is under `context`: its record in this transaction, or none if it needs none. `keyed`:
+    /// it needs one in any case.
     pub(super) fn under_context(
         &self,
         tx: &Tx,
         rewraps: &Rewraps,
         content: Ino,
         context: &Context,
+        keyed: bool,
     ) -> Result<Option<ContentRecord>> {
         let record = tx.get::<ContentRecord>(content)?;
         match record.as_deref() {
-            None if context.len() == 1 => Ok(None),
+            None if context.len() == 1 && !keyed => Ok(None),
             Some(record) if record.context == *context => Ok(Some(record.clone())),
             other => {
                 let ready = rewraps.find(content, other, context)?;
@@ -219,14 +221,13 @@ impl Vault {
         if !(sound(key) && sound(value)) {
             return Err(Error::Invalid("a pair has a key and a value of 1 to 255 bytes without control characters"));
         }
-        self.change_pairs(caller, folder, key, |pairs| match (how, pairs.contains_key(key)) {
-            (SetXattr::Create, true) => Err(Error::Exists),
-            (SetXattr::Replace, false) => Err(Error::NoAttribute),
-            (_, known) if !known && pairs.len() + 1 >= PAIRS_MAX => Err(TOO_MANY),
-            _ => {
-                pairs.insert(key.to_owned(), value.to_owned());
-                Ok(())
+        self.change_pairs(caller, folder, key, |pairs| {
+            how.check(pairs.contains_key(key))?;
+            if !pairs.contains_key(key) && pairs.len() + 1 >= PAIRS_MAX {
+                return Err(TOO_MANY);
             }
+            pairs.insert(key.to_owned(), value.to_owned());
+            Ok(())
         })
     }
 

@@ -157,14 +157,14 @@ impl Vault {
         }
         self.enter(ino, caller.patience)?;
         let content = self.contents.get(ino);
-        self.openable(ino, self.handles.lock().is_open(ino) || self.is_known(ino))?;
+        self.openable(ino, || self.handles.lock().is_open(ino))?;
         if self.records.get::<ContentRecord>(ino)?.is_some() {
             self.content_key(&content, caller.patience)?;
         }
         let handle = {
             let mut handles = self.handles.lock();
             // Again, now that nobody can take its last name away.
-            self.openable(ino, handles.is_open(ino) || self.is_known(ino))?;
+            self.openable(ino, || handles.is_open(ino))?;
             handles.add(OpenFile::new(ino, access, content, false))
         };
         if access.truncate
@@ -176,7 +176,7 @@ impl Vault {
         Ok(handle)
     }
 
-    fn openable(&self, ino: Ino, open: bool) -> Result<()> {
+    fn openable(&self, ino: Ino, is_open: impl Fn() -> bool) -> Result<()> {
         // A save, or a put, may have replaced it since its name was looked up.
         let node = self.records.get::<Node>(ino)?.ok_or(Error::Stale("the file is gone"))?;
         if node.object().is_none() {
@@ -186,7 +186,8 @@ impl Vault {
                 Error::Invalid("not a regular file")
             });
         }
-        if node.grave.is_some() && !open {
+        // Asked only now: who deletes a file says that the kernel knows it before the file is a tombstone.
+        if node.grave.is_some() && !is_open() && !self.is_known(ino) {
             return Err(Error::Denied("deleted: restore it to read it"));
         }
         Ok(())
@@ -237,7 +238,9 @@ impl Vault {
                 if !(first && self.wraps_now(&tx, file.ino.organization(), &record.wrapped, &record.context)?) {
                     continue;
                 }
-                tx.put_new(file.ino, record);
+                // Who it is for is asked here: a rename may have given the file to another object meanwhile.
+                let owners = tx.need::<Node>(file.ino)?.object().into_iter().collect();
+                tx.put_new(file.ino, ContentRecord { owners, ..record });
             }
             key = Some(brought);
         }
@@ -251,15 +254,15 @@ impl Vault {
         Ok(())
     }
 
-    /// The content's key; for a content that has none a new one, and the record that has to be stored with it.
+    /// The content's key; for a content that has none a new one, and the record that has to be stored with it, which
+    /// names no owner yet.
     fn bring_key(&self, caller: &Caller, content: &Content) -> Result<(Arc<LockedKey>, Option<ContentRecord>)> {
         if self.records.get::<ContentRecord>(content.ino)?.is_some() {
             return Ok((self.content_key(content, caller.patience)?, None));
         }
-        let node = self.records.get::<Node>(content.ino)?.ok_or(Error::NotFound)?;
         let organization = self.organizations.find(content.ino.organization()).ok_or(Error::NotFound)?;
         let (fresh, record) = self.new_key(&organization, content.ino, organization.context(), caller.patience)?;
-        Ok((fresh.key, Some(ContentRecord { owners: node.object().into_iter().collect(), ..record })))
+        Ok((fresh.key, Some(record)))
     }
 
     /// The value changes: size, times, and that no version holds it yet.
@@ -271,7 +274,9 @@ impl Vault {
         if size != node.size && node.links > 0 {
             let old = node.size;
             self.check_quota(ino.organization(), 0, size.saturating_sub(old))?;
-            self.count(tx, ino.organization(), move |org| org.bytes = (org.bytes + size).saturating_sub(old))?;
+            self.count(tx, ino.organization(), move |org| {
+                org.bytes = (org.bytes + u128::from(size)).saturating_sub(old.into());
+            })?;
         }
         tx.put(ino, Node { size, mtime: now, ctime: now, changed: true, mode: node.mode & !strip, ..node.clone() });
         Ok(())
@@ -380,25 +385,10 @@ impl Vault {
         tx.delete::<Pending>((ino, Task::Orphan));
         tx.delete::<Pending>((ino, Task::Commit));
         self.remove_node(tx, ino, node, false)?;
-        let needed = match (tx.get::<ContentRecord>(ino)?, node.object()) {
-            (Some(record), Some(id)) => {
-                // An owner stays one while its versions name the content.
-                let named = |owner: &_| -> Result<bool> {
-                    let object = tx.get::<Object>((ino.organization(), *owner))?;
-                    Ok(object.is_some_and(|o| o.versions.iter().any(|v| v.content == ino)))
-                };
-                let mut named_by_any = false;
-                for owner in record.owners.iter().chain([&id]) {
-                    named_by_any |= named(owner)?;
-                }
-                named_by_any
-            }
-            _ => true,
-        };
-        if !needed {
-            self.destroy_content(tx, ino)?;
+        match node.object() {
+            Some(id) => self.destroy_unneeded(tx, ino, id),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub fn fsync(&self, caller: &Caller, handle: Handle) -> Result<()> {
@@ -458,6 +448,13 @@ impl Vault {
         let mut node = (*node).clone();
         if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
+        }
+        if set.changes_nothing() && !set.written && !caller.owns(&node) && set_ids(caller, &node) != 0 {
+            // Where somebody may be about to write, the write itself sees to it.
+            return match self.has_writers(ino) {
+                true => Ok(Attr::of(ino, &node)),
+                false => Err(Error::NotPermitted("only its owner takes a file's set-id bits without changing it")),
+            };
         }
         set_in(caller, &mut node, set);
         if set.mode.is_some() {
@@ -609,9 +606,7 @@ impl Vault {
 
 /// Sets all but the size.
 fn set_in(caller: &Caller, node: &mut Node, set: &SetAttr) {
-    // Nothing to set is what the kernel makes of a chown to the owner and the group that there are.
-    let nothing = set.mode.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none();
-    if (nothing || set.uid.is_some() || set.gid.is_some()) && !node.kind.is_directory() {
+    if (set.changes_nothing() || set.uid.is_some() || set.gid.is_some()) && !node.kind.is_directory() {
         node.mode &= !set_ids(caller, node);
     }
     (node.uid, node.gid) = (set.uid.unwrap_or(node.uid), set.gid.unwrap_or(node.gid));

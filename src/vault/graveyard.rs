@@ -35,10 +35,11 @@ impl Vault {
         (folder, name): (Ino, &[u8]),
     ) -> Result<()> {
         // Deleting is no commit that a version check could refuse.
-        (node.links, node.guard, node.ctime) = (0, None, Time::now());
+        (node.links, node.guard, node.ctime) = (1, None, Time::now());
         tx.put(ino, node);
         // The value at the moment of deletion is a version, also if its writer has not closed yet.
         self.commit_version(tx, caller, ino, true)?;
+        self.change(tx, ino, |node| node.links = 0)?;
         let path = self.path_of(tx, folder, name)?;
         self.dig(tx, open, caller, (id, ino), name, path)
     }
@@ -229,9 +230,8 @@ impl Vault {
         self.count(&mut tx, org, move |record| {
             record.tombstones = record.tombstones.saturating_sub(1);
             record.held = record.held.saturating_sub(held);
-            record.objects += 1;
-            record.bytes += size;
         })?;
+        self.count_one(&mut tx, org, size)?;
         self.audit_object(&mut tx, caller, "object.restored", org, id);
         self.finish(tx);
         Ok(())
@@ -362,7 +362,7 @@ impl Vault {
         to: (Ino, &[u8]),
         mode: RenameMode,
     ) -> Result<()> {
-        if mode == RenameMode::Exchange || to.0.is_graveyard() {
+        if mode == RenameMode::Exchange || mode.leaves_whiteout() || to.0.is_graveyard() {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
         if from.0 == Ino::GRAVEYARD {

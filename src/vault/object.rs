@@ -67,6 +67,10 @@ impl Vault {
                 return Err(Error::VersionLost { expected, current });
             }
         }
+        if node.links == 0 && node.grave.is_none() {
+            // It goes with its last handle: an object of it would outlive it.
+            return Ok(());
+        }
         let valueless = known.as_ref().is_none_or(|object| object.versions.is_empty());
         if detached || !(node.changed || (created && valueless)) {
             return Ok(());
@@ -203,6 +207,18 @@ impl Vault {
         Ok(())
     }
 
+    /// The inode of a content that was made for the object `id` is gone: unless a version still names it, its key goes too.
+    pub(super) fn destroy_unneeded(&self, tx: &mut Tx, content: Ino, id: ObjectId) -> Result<()> {
+        let Some(record) = tx.get::<ContentRecord>(content)? else { return Ok(()) };
+        for owner in record.owners.iter().chain([&id]) {
+            let object = tx.get::<Object>((content.organization(), *owner))?;
+            if object.is_some_and(|object| object.versions.iter().any(|version| version.content == content)) {
+                return Ok(());
+            }
+        }
+        self.destroy_content(tx, content)
+    }
+
     /// Destroys a content's key; its extents are given back in the background.
     pub(super) fn destroy_content(&self, tx: &mut Tx, content: Ino) -> Result<()> {
         if let Some(record) = tx.get::<ContentRecord>(content)? {
@@ -263,9 +279,8 @@ impl Vault {
         self.succeed(tx, open, caller, rewraps, (id, old, &old_node), new)?;
         let stays = self.stays(tx, open, caller, old);
         self.remove_node(tx, old, &old_node, stays)?;
-        let unneeded = tx.get::<ContentRecord>(old)?.is_some_and(|r| r.owners.is_empty());
-        if unneeded && !stays {
-            self.destroy_content(tx, old)?;
+        if !stays {
+            self.destroy_unneeded(tx, old, id)?;
         }
         self.uncount(tx, old, old_node.size)?;
         Ok(id)
@@ -322,13 +337,11 @@ impl Vault {
             *object = id;
         }
         let keeps_history = history.as_ref().is_some_and(|h| h.versions.len() > 1);
-        if let Some(mut record) = self.under_context(tx, rewraps, new, &object.context)? {
-            if !keeps_history {
-                record.owners.retain(|owner| *owner != replacing);
-            }
-            if !record.owners.contains(&id) {
-                record.owners.push(id);
-            }
+        // A history that stays behind owns the content too, which therefore needs a key also where it never had a byte.
+        if let Some(mut record) = self.under_context(tx, rewraps, new, &object.context, keeps_history)? {
+            record.owners.retain(|owner| ![id, replacing].contains(owner));
+            record.owners.push(id);
+            record.owners.extend(keeps_history.then_some(replacing));
             tx.put(new, record);
         }
         tx.put((org, id), object);
@@ -360,6 +373,9 @@ impl Vault {
         if let Some(successor) = self.tunnel_successor(&tx, ino)? {
             self.succeed(&mut tx, &handles, caller, rewraps, (id, ino, &node), successor)?;
             self.remove_node(&mut tx, ino, &node, stays)?;
+            if !stays {
+                self.destroy_unneeded(&mut tx, ino, id)?;
+            }
         } else {
             let object = tx.get::<Object>((org, id))?;
             let held_bytes = node.size > 0 || object.as_ref().is_some_and(|o| o.versions.iter().any(|v| v.size > 0));
@@ -374,7 +390,7 @@ impl Vault {
                     }
                 }
                 if !stays {
-                    self.destroy_content(&mut tx, ino)?;
+                    self.destroy_unneeded(&mut tx, ino, id)?;
                 }
             }
         }
@@ -391,11 +407,16 @@ impl Vault {
         caller.kernel || open.is_open(ino)
     }
 
+    /// One object, and the bytes of its value, more.
+    pub(super) fn count_one(&self, tx: &mut Tx, org: OrgNo, size: u64) -> Result<()> {
+        self.count(tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + u128::from(size)))
+    }
+
     /// One object, and the bytes of its value, less.
     fn uncount(&self, tx: &mut Tx, ino: Ino, size: u64) -> Result<()> {
         self.count(tx, ino.organization(), move |org| {
             org.objects = org.objects.saturating_sub(1);
-            org.bytes = org.bytes.saturating_sub(size);
+            org.bytes = org.bytes.saturating_sub(size.into());
         })
     }
 

@@ -108,8 +108,10 @@ impl Vault {
         }
         let organization = self.organizations.find(org).ok_or(Error::NotFound)?;
         let record = organization.record.lock();
-        let over = |quota: Option<u64>, used: u64, more: u64| more > 0 && quota.is_some_and(|q| used + more > q);
-        if over(profile.quota_objects, record.objects, objects) {
+        let over = |quota: Option<u64>, used: u128, more: u64| {
+            more > 0 && quota.is_some_and(|quota| used + u128::from(more) > quota.into())
+        };
+        if over(profile.quota_objects, record.objects.into(), objects) {
             return Err(Error::Quota("the organization's quota of objects is used up"));
         }
         if over(profile.quota_bytes, record.bytes, bytes) {

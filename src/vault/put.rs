@@ -213,7 +213,7 @@ impl Vault {
             self.check_quota(org, 1, size)?;
             tx.put(ino, node);
             self.commit_version(&mut tx, caller, ino, true)?;
-            self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+            self.count_one(&mut tx, org, size)?;
             let info = self.info_in(&tx, own, at)?;
             self.finish(tx);
             return Ok((info, (folder, name)));
@@ -235,7 +235,7 @@ impl Vault {
         }
         tx.put(ino, node);
         // `replace` counts one object and its bytes less.
-        self.count(&mut tx, org, move |org| (org.objects, org.bytes) = (org.objects + 1, org.bytes + size))?;
+        self.count_one(&mut tx, org, size)?;
         let open = self.handles.lock();
         let id = self.replace_file(&mut tx, &open, caller, rewraps, standing.ino, ino)?;
         let info = self.info_in(&tx, id, at)?;

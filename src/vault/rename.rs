@@ -36,6 +36,7 @@ impl Vault {
         if from.0 == Ino::ROOT || to.0 == Ino::ROOT {
             return match (from.0 == Ino::ROOT && to.0 == Ino::ROOT, mode) {
                 (true, RenameMode::Exchange) => Err(Error::Invalid("organizations do not change places")),
+                (true, mode) if mode.leaves_whiteout() => Err(Error::NotPermitted("a vault's root holds no devices")),
                 (true, _) => self.relabel_organization(caller, from.1, to.1),
                 (false, _) => Err(Error::NotPermitted("an organization is no folder, and a folder no organization")),
             };
@@ -57,12 +58,16 @@ impl Vault {
         }
         let Some(target) = target else {
             self.move_name(&mut tx, from, to, &source)?;
-            self.remember_tunnel(from, source.ino);
+            if mode.leaves_whiteout() {
+                self.put_whiteout(&mut tx, caller, from)?;
+            } else {
+                self.remember_tunnel(from, source.ino);
+            }
             self.finish(tx);
             return Ok(());
         };
         match mode {
-            RenameMode::NoReplace => return Err(Error::Exists),
+            RenameMode::NoReplace | RenameMode::WhiteoutNoReplace => return Err(Error::Exists),
             // POSIX: two names of one file stay.
             _ if target.ino == source.ino => return Ok(()),
             RenameMode::Exchange => {
@@ -76,7 +81,7 @@ impl Vault {
                 self.finish(tx);
                 return Ok(());
             }
-            RenameMode::Replace => {}
+            RenameMode::Replace | RenameMode::Whiteout => {}
         }
         match (source.kind == libc::S_IFDIR, target.kind == libc::S_IFDIR) {
             (true, false) => return Err(Error::NotADirectory),
@@ -86,6 +91,9 @@ impl Vault {
         }
         let replaced = tx.need::<Node>(target.ino)?;
         self.move_name(&mut tx, from, to, &source)?;
+        if mode.leaves_whiteout() {
+            self.put_whiteout(&mut tx, caller, from)?;
+        }
         if source.kind == libc::S_IFDIR {
             self.remove_node(&mut tx, target.ino, &replaced, false)?;
             self.touch_folder(&mut tx, to.0, -1, Time::now())?;
@@ -101,6 +109,19 @@ impl Vault {
         let hash = self.records.name_hash(to.0, to.1)?;
         tx.put((to.0, hash), Entry { name: to.1.to_vec(), ..source.clone() });
         self.rehome(tx, source, from.0, to)
+    }
+
+    /// As ext4 makes one: whoever may rename may do this.
+    fn put_whiteout(&self, tx: &mut Tx, caller: &Caller, (folder, name): (Ino, &[u8])) -> Result<()> {
+        let ino = self.next_ino(tx, folder.organization())?;
+        let parent = self.folder(tx, folder)?;
+        let (uid, gid) = caller.owner_in(&parent);
+        let gid = if parent.mode & libc::S_ISGID != 0 { parent.gid } else { gid };
+        let kind = Kind::CharDevice(0);
+        let hash = self.records.name_hash(folder, name)?;
+        tx.put((folder, hash), Entry { name: name.to_vec(), ino, kind: kind.mode_bits() });
+        tx.put_new(ino, Node { kind, uid, gid, ..Node::new(Time::now()) });
+        Ok(())
     }
 
     /// What a moved inode and both folders must know.

@@ -70,7 +70,8 @@ pub struct OrgRecord {
     /// The next tombstone number to give out.
     pub next_grave: u64,
     pub objects: u64,
-    pub bytes: u64,
+    /// Sizes of its objects, of which two may already be more than a u64 holds.
+    pub bytes: u128,
     pub tombstones: u64,
     /// Bytes of the store that tombstones and earlier versions take: what purging all of them would give back.
     pub held: u64,

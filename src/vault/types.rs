@@ -1,6 +1,7 @@
 //! What operations take and give: shapes shared by the mount, the API and the commands.
 
 use super::apikey::KeyIdentity;
+use super::error::{Error, Result};
 use super::ids::Ino;
 use super::row::{Author, Kind, Node};
 use super::time::Time;
@@ -57,6 +58,11 @@ impl Caller {
     /// Whether a file of this group keeps its set-group-ID bit when this caller changes what it allows.
     pub(super) fn keeps_set_gid(&self, gid: u32) -> bool {
         self.uid == 0 || self.gid == gid || (self.groups)(self.pid).contains(&gid)
+    }
+
+    /// Whether what only a file's owner may do is this caller's to do.
+    pub(super) fn owns(&self, node: &Node) -> bool {
+        self.uid == 0 || self.uid == node.uid
     }
 
     /// Who owns what this caller makes in a folder. An API key is no user of the machine: the folder's owner does.
@@ -134,6 +140,17 @@ pub struct SetAttr {
     pub ctime: Option<Time>,
     /// The open file, for `ftruncate`.
     pub handle: Option<Handle>,
+    /// The caller writes to the file, with data that the kernel brings later and not as this caller.
+    pub written: bool,
+}
+
+impl SetAttr {
+    /// What the kernel makes of a chown to the owner and the group that there are; but also, just before a write, of that
+    /// the write takes set-id bits.
+    pub(super) fn changes_nothing(&self) -> bool {
+        let times = self.atime.is_some() || self.mtime.is_some();
+        !times && self.mode.is_none() && self.uid.is_none() && self.gid.is_none() && self.size.is_none()
+    }
 }
 
 /// What to make.
@@ -148,11 +165,21 @@ pub enum Make<'a> {
     BlockDevice(u32),
 }
 
+/// `renameat2(2)`'s flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RenameMode {
     Replace,
     NoReplace,
     Exchange,
+    /// As `Replace`, leaving at the old name the device 0:0 by which overlay file systems know that it is gone.
+    Whiteout,
+    WhiteoutNoReplace,
+}
+
+impl RenameMode {
+    pub(super) fn leaves_whiteout(self) -> bool {
+        matches!(self, RenameMode::Whiteout | RenameMode::WhiteoutNoReplace)
+    }
 }
 
 /// How a file is opened.
@@ -203,6 +230,19 @@ pub enum SetXattr {
     Any,
     Create,
     Replace,
+    /// Both at once, which nothing satisfies.
+    CreateAndReplace,
+}
+
+impl SetXattr {
+    /// Refuses to set an attribute that is there, or is not.
+    pub(super) fn check(self, known: bool) -> Result<()> {
+        match (self, known) {
+            (SetXattr::Create | SetXattr::CreateAndReplace, true) => Err(Error::Exists),
+            (SetXattr::Replace | SetXattr::CreateAndReplace, false) => Err(Error::NoAttribute),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A name in a directory.

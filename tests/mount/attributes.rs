@@ -228,6 +228,9 @@ fn attributes_are_created_replaced_and_limited_as_on_ext4() {
     assert_eq!(errno(set_attribute_as(&f, "user.a", b"2", libc::XATTR_CREATE)), libc::EEXIST);
     assert_eq!(errno(set_attribute_as(&f, "user.b", b"2", libc::XATTR_REPLACE)), libc::ENODATA);
     set_attribute_as(&f, "user.a", b"2", libc::XATTR_REPLACE).unwrap();
+    let both = libc::XATTR_CREATE | libc::XATTR_REPLACE;
+    assert_eq!(errno(set_attribute_as(&f, "user.a", b"3", both)), libc::EEXIST);
+    assert_eq!(errno(set_attribute_as(&f, "user.b", b"3", both)), libc::ENODATA);
     assert_eq!(attribute(&f, "user.a").unwrap(), b"2");
     let big = vec![7; 65_536];
     for name in ["user.1", "user.2", "user.3"] {

@@ -1,6 +1,6 @@
 //! Contents of files: what ext4 does with sizes, holes, ranges, mappings and locks.
 
-use crate::kernel::{Mapping, copy_file_range, errno, fallocate, lock_description, seek, statvfs};
+use crate::kernel::{Mapping, copy_file_range, errno, fallocate, lock_description, seek, statvfs, vault_says};
 use crate::vault::{Vault, run};
 use libc::{FALLOC_FL_KEEP_SIZE as KEEP, FALLOC_FL_PUNCH_HOLE as PUNCH, FALLOC_FL_ZERO_RANGE as ZERO};
 use std::fs::{self, File, OpenOptions};
@@ -67,6 +67,35 @@ fn files_of_16_tib_are_written_and_read_at_their_end() {
     File::open(&f).unwrap().read_exact_at(&mut read, end - 4).unwrap();
     assert_eq!(&read, b"\0\0\0\0last");
     assert_eq!(fs::metadata(&f).unwrap().len(), 16 * MIB * MIB);
+}
+
+/// Two of them are more bytes than 64 bits count.
+#[test]
+fn the_longest_files_are_counted_however_many_they_are() {
+    const LONGEST: u64 = i64::MAX as u64;
+    let vault = Vault::up();
+    let a = vault.org("a");
+    for name in ["one", "two", "three"] {
+        create(&a.join(name)).set_len(LONGEST).unwrap();
+    }
+    create(&a.join("two")).write_all_at(b"end", LONGEST - 3).unwrap();
+    for _ in 0..2 {
+        assert_eq!(vault_says(&a, "bytes"), (3 * u128::from(LONGEST)).to_string());
+        let mut read = [9; 4];
+        File::open(a.join("two")).unwrap().read_exact_at(&mut read, LONGEST - 4).unwrap();
+        assert_eq!(&read, b"\0end");
+        let told = vault.command(&["--json", "org", "show", "a"]).good().json();
+        assert_eq!(told["bytes"], u64::MAX, "as much as the number can say");
+        vault.command(&["status"]).good();
+        vault.command(&["fsck"]).good();
+        vault.remount();
+    }
+    fs::remove_file(a.join("one")).unwrap();
+    fs::rename(a.join("three"), a.join("two")).unwrap();
+    assert_eq!(vault_says(&a, "bytes"), LONGEST.to_string());
+    fs::rename(vault.tombstone("a"), a.join("one")).unwrap();
+    assert_eq!(vault_says(&a, "bytes"), (2 * u128::from(LONGEST)).to_string());
+    vault.command(&["fsck"]).good();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is not a plain file with one name: hard links, unlinked files, symlinks, fifos, sockets, devices, odd names.
 
-use crate::kernel::{errno, mknod, vault_says};
+use crate::kernel::{errno, mknod, rename, vault_says};
 use crate::vault::{Vault, run};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -40,7 +40,38 @@ fn nothing_is_linked_or_renamed_between_organizations() {
     assert_eq!(errno(fs::rename(a.join("f"), b.join("f"))), libc::EXDEV);
     assert_eq!(errno(fs::hard_link(a.join("f"), b.join("f"))), libc::EXDEV);
     assert_eq!(errno(fs::rename(a.join("d"), b.join("d"))), libc::EXDEV);
-    assert_eq!(errno(crate::kernel::rename(a.join("f"), b.join("f"), libc::RENAME_NOREPLACE)), libc::EXDEV);
+    assert_eq!(errno(rename(a.join("f"), b.join("f"), libc::RENAME_NOREPLACE)), libc::EXDEV);
+}
+
+/// What an overlay does in its upper layer: the old name says that the lower layer's file of that name is gone.
+#[test]
+fn a_rename_leaves_a_whiteout_where_it_is_asked_to() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::create_dir(a.join("d")).unwrap();
+    fs::write(a.join("f"), "moved").unwrap();
+    fs::write(a.join("over"), "old").unwrap();
+    let id = vault_says(a.join("over"), "id");
+    rename(a.join("f"), a.join("over"), libc::RENAME_WHITEOUT).unwrap();
+    rename(a.join("d"), a.join("e"), libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE).unwrap();
+    assert_eq!(
+        errno(rename(a.join("e"), a.join("over"), libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE)),
+        libc::EEXIST
+    );
+    assert_eq!(errno(rename(a.join("e"), a.join("over"), libc::RENAME_WHITEOUT | libc::RENAME_EXCHANGE)), libc::EINVAL);
+    assert_eq!(errno(rename(&a, vault.at("b"), libc::RENAME_WHITEOUT)), libc::EPERM);
+    for _ in 0..2 {
+        for name in ["f", "d"] {
+            let known = fs::metadata(a.join(name)).unwrap();
+            assert!(known.file_type().is_char_device(), "{name}");
+            assert_eq!((known.rdev(), known.mode() & 0o7777), (0, 0), "{name}");
+        }
+        assert_eq!(fs::metadata(&a).unwrap().nlink(), 3);
+        assert_eq!(fs::read(a.join("over")).unwrap(), b"moved");
+        assert_eq!(vault_says(a.join("over"), "id"), id, "a save all the same");
+        vault.command(&["fsck"]).good();
+        vault.remount();
+    }
 }
 
 #[test]

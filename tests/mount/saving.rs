@@ -324,6 +324,24 @@ fn a_replacing_file_with_a_history_leaves_that_as_a_tombstone() {
     vault.command(&["fsck"]).good();
 }
 
+/// Its versions are holes, for which no key was needed; the key that the first byte brings is that of the history too.
+#[test]
+fn a_history_without_a_byte_is_left_beside_what_is_written_later() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::write(a.join("f"), "old").unwrap();
+    File::create(a.join("new")).unwrap();
+    truncate(a.join("new"), 100).unwrap();
+    truncate(a.join("new"), 200).unwrap();
+    fs::rename(a.join("new"), a.join("f")).unwrap();
+    fs::write(a.join("f"), "first byte").unwrap();
+    vault.command(&["fsck"]).good();
+    fs::rename(vault.tombstone("a"), a.join("back")).unwrap();
+    assert_eq!(fs::read(a.join("back")).unwrap(), [0; 200]);
+    assert_eq!(fs::read(a.join("f")).unwrap(), b"first byte");
+    vault.command(&["fsck"]).good();
+}
+
 #[test]
 fn truncating_to_the_same_size_changes_times_and_makes_no_version() {
     let vault = Vault::up();

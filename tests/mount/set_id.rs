@@ -46,6 +46,28 @@ fn changes_take_set_id_bits(vault: &Vault) {
     assert_eq!(after(&f, 0o6777, 1000, 1000, "4000", reads), 0o6777);
 }
 
+/// `chown(path, -1, -1)` takes them, and is the owner's to do.
+#[test]
+fn a_chown_to_the_same_by_another_takes_no_set_id_bits() {
+    for mount in [&[][..], &["-o", "writeback"]] {
+        let vault = Vault::up_with(mount);
+        vault.open_to_others();
+        let f = vault.org("a").join("f");
+        let elsewhere = vault.directory().join("f");
+        let script = "/usr/bin/python3 -c 'import os, sys; os.chown(sys.argv[1], -1, -1)' \"$0\" 2>/dev/null || :";
+        for (mode, uid, left) in
+            [(0o6777, 1001, 0o6777), (0o4711, 1001, 0o4711), (0o644, 1001, 0o644), (0o6777, 1000, 0o777)]
+        {
+            for path in [&elsewhere, &f] {
+                assert_eq!(after(path, mode, 1000, uid, "4000", script), left, "{mode:o} by {uid}, {}", path.display());
+            }
+        }
+        // Nor while another has it open for writing.
+        let _writer = fs::OpenOptions::new().write(true).open(&f).unwrap();
+        assert_eq!(after(&f, 0o6777, 1000, 1001, "4000", script), 0o6777);
+    }
+}
+
 #[test]
 fn a_write_by_root_keeps_set_id_bits_and_a_chown_takes_them() {
     let vault = Vault::up();

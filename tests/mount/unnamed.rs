@@ -1,6 +1,6 @@
 //! What has no name any more and is still open or worked in, and what is found by a handle instead of a name.
 
-use crate::kernel::{FileHandle, attribute, drop_caches, errno, mknod, set_attribute, vault_says};
+use crate::kernel::{FileHandle, attribute, drop_caches, errno, mknod, set_attribute, truncate, vault_says};
 use crate::vault::{Vault, run};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -226,4 +226,30 @@ fn handles_reopen_after_the_kernel_forgot_and_after_a_remount() {
     fs::rename(vault.tombstone("a"), a.join("back")).unwrap();
     drop_caches();
     file.open(&mount, libc::O_RDONLY).unwrap();
+}
+
+/// As `truncate(2)` finds it when somebody else removes or replaces the name at that moment.
+#[test]
+fn truncating_a_file_without_a_name_makes_no_object() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    for name in ["empty", "full", "replaced"] {
+        fs::write(a.join(name), if name == "empty" { "" } else { name }).unwrap();
+    }
+    let known = ["empty", "full", "replaced"].map(|name| open_path(&a.join(name)));
+    fs::remove_file(a.join("empty")).unwrap();
+    fs::remove_file(a.join("full")).unwrap();
+    fs::write(a.join("new"), "new").unwrap();
+    fs::rename(a.join("new"), a.join("replaced")).unwrap();
+    for file in &known {
+        truncate(through(file), 5000).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 5000);
+    }
+    vault.command(&["fsck"]).good();
+    drop(known);
+    drop_caches();
+    vault.command(&["fsck"]).good();
+    assert_eq!(fs::read(a.join("replaced")).unwrap(), b"new");
+    assert_eq!(vault_says(&a, "objects"), "1");
+    assert_eq!(vault_says(vault.tombstone("a"), "version"), "2", "of what became a tombstone it is a version");
 }

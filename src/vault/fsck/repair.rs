@@ -29,7 +29,7 @@ pub enum Fix {
     DestroyContent(Ino),
     Buried(OrgNo, [u8; 16], Vec<u64>),
     /// Objects, bytes, tombstones.
-    Counts(OrgNo, u64, u64, u64),
+    Counts(OrgNo, u64, u128, u64),
     /// The next inode and the next tombstone, at least.
     Numbers(OrgNo, u64, u64),
     /// The next organization and the next deleted organization, at least.

@@ -238,7 +238,7 @@ impl Check<'_> {
         #[derive(Default)]
         struct Sum {
             objects: u64,
-            bytes: u64,
+            bytes: u128,
             tombstones: u64,
             last_local: u64,
             last_grave: u64,
@@ -248,7 +248,7 @@ impl Check<'_> {
             let sum = sums.entry(ino.organization()).or_default();
             sum.last_local = sum.last_local.max(ino.local());
             if let Some(NodeSeen { kind: KindSeen::File(_), links: 1.., size, .. }) = node {
-                (sum.objects, sum.bytes) = (sum.objects + 1, sum.bytes + size);
+                (sum.objects, sum.bytes) = (sum.objects + 1, sum.bytes + u128::from(*size));
             }
         }
         for (org, number) in c.graves.keys() {
