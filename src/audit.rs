@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file that has grown to this many bytes is put aside.
@@ -160,7 +160,11 @@ impl Audit {
             *open = Open { failed: open.failed, ..Open::at(&self.path)? };
         }
         // One write for one line: another process that appends never lands inside it.
-        open.file.write_all(line)?;
+        if let Err(error) = open.file.write_all(line) {
+            // Part of the line may be there: it is ended before the next one.
+            *open = Open { failed: open.failed, ..Open::at(&self.path)? };
+            return Err(error);
+        }
         open.size += line.len() as u64;
         Ok(())
     }
@@ -182,9 +186,17 @@ impl Audit {
 
 impl Open {
     fn at(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Open { file, size, failed: false })
+        let mut last = [b'\n'];
+        if size > 0 {
+            file.read_exact_at(&mut last, size - 1)?;
+        }
+        if last != [b'\n'] {
+            // A kill or a full disk cut a line short: it does not swallow the next one.
+            file.write_all(b"\n")?;
+        }
+        Ok(Open { file, size: size + u64::from(last != [b'\n']), failed: false })
     }
 }
 
@@ -235,6 +247,20 @@ mod tests {
         assert_eq!(line["time"].as_str().unwrap().len(), "2026-11-23T16:41:00.123456Z".len());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(state.path().join("audit")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_swallows_no_other() {
+        let state = tempfile::tempdir().unwrap();
+        let open = || Audit::open(state.path(), Box::new(|why| panic!("{why}"))).unwrap();
+        open().record(&event("key.created"));
+        let path = state.path().join("audit/audit.jsonl");
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, [&whole[..], &whole[..40]].concat()).unwrap();
+        let audit = open();
+        audit.record(&event("key.destroyed"));
+        let events: Vec<_> = audit.read(None, 10, &mut |_| true).unwrap().into_iter().map(|r| r.event).collect();
+        assert_eq!(events, ["key.created", "key.destroyed"]);
     }
 
     #[test]

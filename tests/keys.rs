@@ -245,3 +245,25 @@ fn two_keyrings_share_a_module() {
         two.unwrap(1, &dek, &context("a"), Patience::Wait).unwrap();
     });
 }
+
+#[test]
+fn a_kek_that_a_kill_left_without_its_value_is_made_anew() {
+    isolated("a_kek_that_a_kill_left_without_its_value_is_made_anew", |token| {
+        let keyring = token.open();
+        let whole = kek(&keyring);
+        let others = token.object_files();
+        let cut = kek(&keyring);
+        let dek = wrapped(&keyring, whole);
+        drop(keyring);
+        token.cut_value(&others);
+        let keyring = token.open();
+        assert!(matches!(keyring.create_kek(cut), Err(KeyError::KekExists(_))));
+        assert!(keyring.fresh(1, &[cut], &context("a"), Patience::Wait).is_err());
+        for kek in [whole, cut] {
+            keyring.adopt_kek(kek).unwrap();
+        }
+        wrapped(&keyring, cut);
+        keyring.unwrap(1, &dek, &context("a"), Patience::Wait).unwrap();
+        assert_eq!(token.keys(), 2);
+    });
+}

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use token::{Token, eventually, isolated};
+use vaultfs::store::{Disk, Op};
 use vaultfs::vault::{Caller, Error, Ino, ObjectId, Options, Result, SetXattr, Vault};
 
 struct World {
@@ -297,5 +298,68 @@ fn keys_rotate_by_themselves_when_they_are_old() {
         world.rotated();
         assert_eq!(read(&world.vault, id).unwrap(), b"value");
         world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_vault_closes_while_its_keys_rotate_by_themselves() {
+    isolated("a_vault_closes_while_its_keys_rotate_by_themselves", |token| {
+        let mut world = World::new(token);
+        ["a", "b", "c"].iter().for_each(|name| world.org(name));
+        let id = world.put("a/f", b"value");
+        world.vault.close().unwrap();
+        for pause in [0, 5, 20, 60, 120, 200] {
+            let settings = vec![("key_rotation".to_owned(), "1ms".to_owned())];
+            let vault = Vault::open(&world.state(), Options { settings, ..Options::default() }).unwrap();
+            std::thread::sleep(Duration::from_millis(pause));
+            let (done, closed) = std::sync::mpsc::channel();
+            // A thread of its own, so that a close without an end ends the test.
+            std::thread::spawn(move || done.send(vault.close()));
+            closed.recv_timeout(Duration::from_secs(60)).expect("closing hangs").unwrap();
+        }
+        world.vault = open(&world.state());
+        world.rotated();
+        assert_eq!(read(&world.vault, id).unwrap(), b"value");
+        world.vault.close().unwrap();
+    });
+}
+
+/// Refuses every change once so many were let through.
+struct Dying(AtomicI64);
+
+impl Disk for Dying {
+    fn before(&self, _: &Op<'_>) -> std::io::Result<()> {
+        match self.0.fetch_sub(1, Ordering::SeqCst) {
+            ..=0 => Err(std::io::Error::other("the disk is dead")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn an_organization_whose_making_is_cut_short_leaves_no_key() {
+    isolated("an_organization_whose_making_is_cut_short_leaves_no_key", |token| {
+        let mut world = World::new(token);
+        world.vault.close().unwrap();
+        let mut made = false;
+        for changes in 0..200 {
+            let disk = Arc::new(Dying(AtomicI64::new(i64::MAX)));
+            let vault = Vault::open_on(&world.state(), Options::default(), disk.clone()).unwrap();
+            disk.0.store(changes, Ordering::SeqCst);
+            let _ = vault.create_organization(&Caller::daemon(), "acme", None, None);
+            // The process ends here, so that nothing is put right by it.
+            disk.0.store(0, Ordering::SeqCst);
+            let _ = vault.close();
+            world.vault = open(&world.state());
+            let living = world.vault.list_keks(None).unwrap().len();
+            eventually(Duration::from_secs(10), || token.keys() == living);
+            world.vault.close().unwrap();
+            // With an answer or without.
+            made = living == 2;
+            if made {
+                break;
+            }
+        }
+        assert!(made, "it is never made");
     });
 }

@@ -9,7 +9,7 @@ use super::{KekRef, KekState, KeyError, Patience, PinSource, TokenStatus, TokenU
 use crate::crypto::{LockedKey, context_digest, random, wrap_aad};
 use parking_lot::RwLock;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -69,9 +69,30 @@ impl Keyring {
 
     /// Makes a KEK on the token: it encrypts and decrypts there, and cannot be read, copied or changed.
     ///
-    /// After [`KeyError::Unavailable`] the key may be there or come to be; name the next try anew.
+    /// After [`KeyError::Unavailable`] the token has no such key, or destroys it as soon as it answers again.
     pub fn create_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        self.token.ask(move |seat| seat.create(kek))
+        self.make(move |seat, claim| seat.create(kek, claim))
+    }
+
+    /// Makes sure of a KEK that is already on the token and that nothing is wrapped under yet: a try to make it was
+    /// cut short. One that does not work is made anew.
+    pub fn adopt_kek(&self, kek: KekRef) -> Result<(), KeyError> {
+        self.make(move |seat, claim| seat.adopt(kek, claim))
+    }
+
+    /// Asks for a key. Either the caller learns that it is there, or the token's thread that the caller has left.
+    fn make(
+        &self,
+        question: impl FnOnce(&mut Seat, &dyn Fn() -> bool) -> Result<(), KeyError> + Send + 'static,
+    ) -> Result<(), KeyError> {
+        // Whoever is first says whether the key counts.
+        let counts = Arc::new(OnceLock::new());
+        let theirs = counts.clone();
+        let answer = self.token.ask(move |seat| question(seat, &|| *theirs.get_or_init(|| true)));
+        if matches!(answer, Err(KeyError::Unavailable(_))) && *counts.get_or_init(|| false) {
+            return Ok(());
+        }
+        answer
     }
 
     /// Destroys a KEK for good, and forgets every DEK under it. [`KeyError::NoSuchKey`] when it is gone already.

@@ -11,7 +11,7 @@ use super::row::{ContentRecord, Context, Intent, Intention, Kek, KekVersion, Pai
 use super::time::Time;
 use super::{AuditEvent, Vault};
 use crate::crypto;
-use crate::keys::{FreshDek, KekRef, KekState, KeyError, Patience, WrappedDek};
+use crate::keys::{FreshDek, KekRef, KeyError, Patience, WrappedDek};
 use crate::store::{Durability, Key};
 use std::sync::Arc;
 
@@ -158,26 +158,39 @@ impl Vault {
     /// Makes a KEK that was intended, or takes what an earlier try made of it.
     pub(super) fn make_intended(&self, name: KekRef) -> Result<()> {
         match self.keyring.create_kek(name) {
-            Err(KeyError::KekExists(_)) => match self.keyring.kek_state(name) {
-                KekState::Active => Ok(()),
-                KekState::Missing => Err(Error::Key(KeyError::KekExists(name))),
-                KekState::Unavailable(why) => Err(Error::Key(KeyError::Unavailable(why))),
-            },
+            Err(KeyError::KekExists(_)) => Ok(self.keyring.adopt_kek(name)?),
             made => Ok(made?),
         }
     }
 
-    /// Gives up a KEK that was made for nothing, and its intent.
+    /// Gives up a KEK that was made for nothing, and its intent; later, when the token does not serve now.
     pub(super) fn discard_kek(&self, kek: KekRef) {
-        let gone = match self.keyring.destroy_kek(kek) {
-            Ok(()) | Err(KeyError::NoSuchKey(_)) => self.begin().map(|mut tx| {
-                tx.delete::<Intent>(kek);
-                self.finish(tx);
-            }),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = gone {
+        let gone = self.keyring.destroy_kek(kek);
+        let noted = self.begin().and_then(|mut tx| {
+            match (&gone, tx.get::<Intent>(kek)?) {
+                (Ok(()) | Err(KeyError::NoSuchKey(_)), _) => tx.delete::<Intent>(kek),
+                (Err(_), Some(intent)) => tx.put(kek, Intent { what: Intention::Destroy, ..(*intent).clone() }),
+                (Err(_), None) => {}
+            }
+            self.finish(tx);
+            Ok(())
+        });
+        if let Err(error) = noted {
             self.report(&format!("{kek} was made for nothing and may still be in the token: {error}"));
         }
+        self.rotations.wake();
+    }
+
+    /// At start: the KEKs of organizations that a crash kept from coming to be are to be destroyed.
+    pub(super) fn doom_orphaned_keks(&self) -> Result<()> {
+        for (kek, intent) in self.intents()? {
+            if intent.org == OrgNo::VAULT || self.organizations.find(intent.org).is_some() {
+                continue;
+            }
+            let mut tx = self.begin()?;
+            tx.put(kek, Intent { what: Intention::Destroy, ..(*intent).clone() });
+            self.finish(tx);
+        }
+        Ok(())
     }
 }

@@ -26,7 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 /// Pre-wrapped keys of each organization that keep the token off the path of creating files.
 const POOL: usize = 64;
@@ -168,6 +168,7 @@ impl Vault {
         }));
         self.start_writer()?;
         self.finish_unfinished()?;
+        self.doom_orphaned_keks()?;
         let weak = Arc::downgrade(self);
         self.spawn("reaper", move || reaper::run(weak))?;
         let weak = Arc::downgrade(self);
@@ -176,7 +177,7 @@ impl Vault {
 
     pub(super) fn start_writer(self: &Arc<Self>) -> Result<()> {
         let vault = self.clone();
-        self.spawn("writer", move || writer::run(&vault))
+        self.spawn(WRITER, move || writer::run(&vault))
     }
 
     fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -318,23 +319,35 @@ impl Vault {
         Ok(())
     }
 
+    fn join(&self, threads: Vec<JoinHandle<()>>) {
+        for thread in threads {
+            if thread.join().is_err() {
+                self.report("a background thread had failed");
+            }
+        }
+    }
+
     /// Stores everything, ends the threads, releases the state directory. Further operations are refused.
     pub fn close(&self) -> Result<()> {
         let synced = self.sync();
         self.closing.set();
         self.rotations.wake();
+        let (writer, others): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.threads.lock())
+            .into_iter()
+            .partition(|thread| thread.thread().name() == Some(WRITER));
+        // The others may be waiting for what they changed to be stored.
+        self.join(others);
         self.signals.end();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            if thread.join().is_err() {
-                self.report("a background thread had failed");
-            }
-        }
+        self.join(writer);
         let closed = self.records.store.checkpoint_truncate();
         self.lock.lock().take();
         synced?;
         Ok(closed?)
     }
 }
+
+/// The thread that ends last.
+const WRITER: &str = "writer";
 
 /// Which segments pieces name.
 enum NamedSegments {

@@ -234,6 +234,9 @@ impl Vault {
             done = false;
         }
         for organization in self.organizations.all() {
+            if self.closing.is_set() {
+                return true;
+            }
             let age = organization.record.lock().rotated.age();
             if age >= self.settings.key_rotation
                 && let Err(error) = self.begin_rotation(&organization)
@@ -452,6 +455,10 @@ impl Vault {
         // The intents, and what went over to another KEK, are on the disk before the first key is gone.
         self.signals.wait_for(self.records.last_batch(), Durability::Synced)?;
         for (name, intent) in doomed {
+            // The rest is done at the next mount; the token may be slow.
+            if self.closing.is_set() {
+                return Ok(());
+            }
             let named = match intent.org {
                 OrgNo::VAULT => Header::read(&self.state)?.kek() == name,
                 org => self.keks_of(org)?.iter().any(|kek| kek.versions.iter().any(|v| kek.named(v) == name)),

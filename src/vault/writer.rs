@@ -148,6 +148,9 @@ pub fn run(vault: &Arc<Vault>) {
         let writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
         writer.stop("writing stops after an internal error: unmount and mount again", vault.signals.state.lock());
     }
+    // Whoever comes to wait now would wait for ever.
+    vault.signals.state.lock().stopped = true;
+    vault.signals.done.notify_all();
 }
 
 struct Writer<'a> {

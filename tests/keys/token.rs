@@ -118,6 +118,42 @@ impl Token {
         self.pkcs11_tool(&["--delete-object", "--type", "secrkey", "--id", &hex(kek)]);
     }
 
+    /// What a kill inside C_GenerateKey leaves of the key that is not among `others`: SoftHSM writes a key's
+    /// attributes first, then its value.
+    pub fn cut_value(&self, others: &[PathBuf]) {
+        const VALUE: u64 = 0x11;
+        let paths: Vec<_> = self.object_files().into_iter().filter(|path| !others.contains(path)).collect();
+        let [path] = &paths[..] else { panic!("one key expected: {paths:?}") };
+        let file = std::fs::read(path).unwrap();
+        // A generation, then attributes: type, kind, and a bool (kind 1), a number (2), bytes (3, 4) or mechanisms (5)
+        // behind how many they are.
+        let number = |at: usize| u64::from_be_bytes(file[at..at + 8].try_into().unwrap());
+        // The next generation, so that who has read the file reads it again.
+        let (mut kept, mut at) = ((number(0) + 1).to_be_bytes().to_vec(), 8);
+        while at < file.len() {
+            let end = at
+                + match number(at + 8) {
+                    1 => 17,
+                    2 => 24,
+                    3 | 4 => 24 + number(at + 16) as usize,
+                    5 => 24 + 8 * number(at + 16) as usize,
+                    kind => panic!("attributes of kind {kind} are not known here"),
+                };
+            if number(at) != VALUE {
+                kept.extend(&file[at..end]);
+            }
+            at = end;
+        }
+        assert!(kept.len() < file.len(), "it had no value");
+        std::fs::write(path, kept).unwrap();
+    }
+
+    pub fn object_files(&self) -> Vec<PathBuf> {
+        let tokens = std::fs::read_dir(self.tokens()).unwrap();
+        let files = tokens.flat_map(|token| std::fs::read_dir(token.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "object")).collect()
+    }
+
     /// Tries what would make a KEK readable or give it rights it was not made with.
     pub fn assert_kek_is_shut(&self, kek: KekRef) {
         self.beside(|pkcs11| {

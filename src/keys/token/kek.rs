@@ -4,30 +4,42 @@
 //! more rights than it was made with; and since tokens also ignore parts of a template, it is read back.
 
 use super::fault::Fault;
+use super::probe;
 use super::seat::{At, Seat};
-use crate::keys::{KekRef, KeyError, configuration};
+use crate::keys::{KekRef, KeyError, configuration, unavailable};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle};
 
 impl Seat {
     /// Makes a KEK as a token object. Every KEK is made here.
-    pub fn create(&mut self, kek: KekRef) -> Result<(), KeyError> {
+    ///
+    /// `claim` says at the end whether the key is still wanted; one that is not is destroyed again, since a caller
+    /// that left would never learn of it.
+    pub fn create(&mut self, kek: KekRef, claim: impl Fn() -> bool) -> Result<(), KeyError> {
         self.climb(|at| {
             // Only a token that is sure not to have the key may make it.
             match at.search(kek) {
-                Err(Fault::Final(KeyError::NoSuchKey(_))) => {}
-                Ok(_) => return Err(KeyError::KekExists(kek).into()),
-                Err(other) => return Err(other),
+                Err(Fault::Final(KeyError::NoSuchKey(_))) => make(at, kek, &claim),
+                Ok(_) => Err(KeyError::KekExists(kek).into()),
+                Err(other) => Err(other),
             }
-            let template: Vec<_> = asked(kek).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
-            let key = at.session.generate_key(&Mechanism::AesKeyGen, &template)?;
-            let verified = verify(at, kek, key);
-            if verified.is_err() {
-                at.session.destroy_object(key)?;
-            } else {
-                at.link.remember_key(kek, at.entered.generation(), key);
+        })
+    }
+
+    /// Takes what an earlier try made of a KEK that nothing is wrapped under yet.
+    ///
+    /// SoftHSM stores a key before the key's value, so that a kill leaves one that is found and does nothing. It is
+    /// destroyed and made anew, once a scratch key has shown that it is the key which fails, and not the token.
+    pub fn adopt(&mut self, kek: KekRef, claim: impl Fn() -> bool) -> Result<(), KeyError> {
+        self.climb(|at| {
+            let key = at.search(kek)?;
+            if at.proves(kek, key) {
+                return Ok(());
             }
-            verified
+            probe::suite_one(at)?;
+            at.link.forget_key(&kek);
+            at.session.destroy_object(key)?;
+            make(at, kek, &claim)
         })
     }
 
@@ -42,6 +54,34 @@ impl Seat {
             }
             Err(configuration(format!("the token did not destroy {kek}: destroy it with the token's own tool")).into())
         })
+    }
+}
+
+fn make(at: &At, kek: KekRef, claim: &impl Fn() -> bool) -> Result<(), Fault> {
+    let template: Vec<_> = asked(kek).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
+    let key = at.session.generate_key(&Mechanism::AesKeyGen, &template)?;
+    let wanted = verify(at, kek, key).and_then(|()| match claim() {
+        true => Ok(()),
+        false => Err(unavailable("it made the key too late for whoever asked, so the key is destroyed again").into()),
+    });
+    match wanted {
+        Ok(()) => at.link.remember_key(kek, at.entered.generation(), key),
+        Err(_) => at.session.destroy_object(key)?,
+    }
+    wanted
+}
+
+impl At<'_> {
+    /// Whether the key is what a KEK has to be, and works.
+    fn proves(&self, kek: KekRef, key: ObjectHandle) -> bool {
+        let works = || {
+            // A session of its own: a key that fails may leave it in the operation.
+            let session = self.link.open_session(self.entered)?;
+            let works = At { session: &session, ..*self }.round_trip(key);
+            let _ = session.close();
+            works
+        };
+        verify(self, kek, key).is_ok() && matches!(works(), Ok::<_, Fault>(true))
     }
 }
 

@@ -226,7 +226,8 @@ impl At<'_> {
         opinion
     }
 
-    fn round_trip(&self, key: ObjectHandle) -> Result<bool, Fault> {
+    /// Whether a fresh secret survives the way through the key.
+    pub fn round_trip(&self, key: ObjectHandle) -> Result<bool, Fault> {
         let (secret, iv, aad) = (random::<32>(), random(), random());
         let sealed = self.encrypt(key, &iv, &aad, &secret)?;
         Ok(self.decrypt(self.session, key, &iv, &aad, whole(&sealed, 32 + TAG)?)?.bytes() == secret)
