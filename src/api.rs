@@ -1,7 +1,7 @@
 //! The HTTP API of a vault: the one way in for services and for the command line, over TCP, through a unix socket or
 //! in process.
 //!
-//! Routes and shapes are those of the hosted object vault, and some more (`openapi.rs` describes all but those for operators: status, metrics, fsck, keys). An
+//! Routes and shapes are those of the hosted object vault, and some more; `openapi.rs` describes each. An
 //! `{object}` is an id or `ORG/PATH`, percent-encoded as one segment. Values are JSON, or `application/octet-stream`.
 
 mod access;
@@ -96,12 +96,16 @@ impl Api {
         context: &BTreeMap<String, String>,
     ) -> Result<OrganizationInfo, Problem> {
         who.may(self, what)?;
-        let found = self.vault.organization_of_context(&who.caller, context)?;
-        let unknown =
-            "the key context names no organization of this vault: `organizationId` is its id, external id or name";
-        let found = found.ok_or_else(|| Problem::new(Code::Unprocessable, unknown))?;
-        who.may_in(self, what, &found.id)?;
-        Ok(found)
+        let anywhere = who.organizations().is_none();
+        match self.vault.organization_of_context(&who.caller, context, anywhere)? {
+            Some(found) => who.may_in(self, what, &found.id).map(|()| found),
+            // Refused as for one that is there and not theirs.
+            None if !anywhere => Err(who.elsewhere(self)),
+            None => Err(Problem::new(
+                Code::Unprocessable,
+                "the key context names no organization of this vault: `organizationId` is its id, external id or name",
+            )),
+        }
     }
 }
 

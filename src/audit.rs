@@ -1,11 +1,13 @@
 //! The audit log: one JSON line for each event, in `STATE/audit/audit.jsonl`.
 //!
-//! It names ids, never a value, and of a process its uid, pid and command name, never its arguments. Files
-//! are rotated by size; an operator who needs more history collects them.
+//! It names ids, never a value, and of a process its uid, pid and command name, never its arguments. What the hosted
+//! vault has an event for has the hosted vault's name. Files are rotated by size; an operator who needs more history
+//! collects them.
 
 use crate::vault::{AuditEvent, Caller, Time};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -62,6 +64,15 @@ pub struct Actor {
     pub name: Option<String>,
 }
 
+/// A part of the log, by the id of the event that it lies next to.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// The oldest after it; of all if `None`, or if it is not in the log any more.
+    From(Option<&'a str>),
+    /// The youngest before it; of all if `None`.
+    UpTo(Option<&'a str>),
+}
+
 /// A line that was read again.
 #[derive(Deserialize, Debug)]
 pub struct Record {
@@ -92,7 +103,7 @@ impl Audit {
         let line = Line {
             id: format!("event_{}", ulid::Ulid::generate()),
             time: Time::now().rfc3339(),
-            event: event.event,
+            event: named(event.event),
             actor: event.caller.as_ref().map(Actor::of),
             organization: event.organization.as_deref(),
             object: event.object.as_deref(),
@@ -115,43 +126,28 @@ impl Audit {
         }
     }
 
-    /// The first `limit` events that are `wanted`, oldest first, from the one after the event `after` on. From the
-    /// beginning if that one is not in the log any more.
-    pub fn read(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-        wanted: &mut dyn FnMut(&Record) -> bool,
-    ) -> io::Result<Vec<Record>> {
-        let mut found = Vec::new();
-        let mut passed = after.is_none();
-        for path in (1..=KEPT).rev().map(|number| self.aside(number)).chain([self.path.clone()]) {
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                file => file?,
-            };
-            for line in BufReader::new(file).split(b'\n') {
-                let line = line?;
-                if !passed {
-                    // Not parsed: most of the log lies before the place.
-                    let id = after.unwrap_or_default().as_bytes();
-                    passed = line.windows(id.len().max(1)).take(64).any(|part| part == id);
-                    continue;
-                }
-                // A line that is being written is read the next time.
-                let Ok(record) = serde_json::from_slice::<Record>(&line) else { continue };
-                if wanted(&record) {
-                    found.push(record);
-                }
-                if found.len() == limit {
-                    return Ok(found);
-                }
+    /// At most `limit` events that are `wanted`, oldest first, of that part of the log.
+    pub fn read(&self, part: Part, limit: usize, wanted: &mut dyn FnMut(&Record) -> bool) -> io::Result<Vec<Record>> {
+        let files = self.files()?;
+        match part {
+            Part::From(after) => {
+                let found = first(&files, after, limit, wanted)?;
+                // The place is not in the log any more: what follows it begins with the oldest that is left.
+                found.map_or_else(|| first(&files, None, limit, wanted).map(Option::unwrap_or_default), Ok)
             }
+            Part::UpTo(before) => last(&files, before, limit, wanted),
         }
-        match (passed, after) {
-            (false, Some(_)) => self.read(None, limit, wanted),
-            _ => Ok(found),
-        }
+    }
+
+    /// The files of one moment, oldest first.
+    fn files(&self) -> io::Result<Vec<File>> {
+        let _not_put_aside_now = self.file.lock();
+        let paths = (1..=KEPT).rev().map(|number| self.aside(number)).chain([self.path.clone()]);
+        let opened = paths.filter_map(|path| match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            opened => Some(opened),
+        });
+        opened.collect()
     }
 
     fn append(&self, open: &mut Open, line: &[u8]) -> io::Result<()> {
@@ -182,6 +178,85 @@ impl Audit {
     fn aside(&self, number: u32) -> PathBuf {
         self.path.with_extension(format!("jsonl.{number}"))
     }
+}
+
+/// The hosted vault's name for what the vault calls by its own, where it has one.
+fn named(event: &str) -> &str {
+    match event {
+        "key.created" => "vault.kek.created",
+        "key.destroyed" => "vault.kek.deleted",
+        "object.deleted" => "vault.data.deleted",
+        own => own,
+    }
+}
+
+fn lines(file: &File) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    BufReader::new(file).split(b'\n')
+}
+
+/// A line that is being written is read the next time.
+fn parsed(line: &[u8]) -> Option<Record> {
+    serde_json::from_slice(line).ok()
+}
+
+/// Whether it is the line of this event. Not parsed: most of the log lies before a place.
+fn is_event(line: &[u8], id: &str) -> bool {
+    line.strip_prefix(b"{\"id\":\"").is_some_and(|rest| rest.starts_with(id.as_bytes()))
+}
+
+/// `None` if the place is not there.
+fn first(
+    files: &[File],
+    after: Option<&str>,
+    limit: usize,
+    wanted: &mut dyn FnMut(&Record) -> bool,
+) -> io::Result<Option<Vec<Record>>> {
+    let mut found = Vec::new();
+    let mut passed = after.is_none();
+    for line in files.iter().flat_map(lines) {
+        let line = line?;
+        if let (false, Some(id)) = (passed, after) {
+            passed = is_event(&line, id);
+            continue;
+        }
+        found.extend(parsed(&line).filter(|record| wanted(record)));
+        if found.len() >= limit {
+            break;
+        }
+    }
+    Ok(passed.then_some(found))
+}
+
+/// The youngest ones, from the youngest file on back.
+fn last(
+    files: &[File],
+    before: Option<&str>,
+    limit: usize,
+    wanted: &mut dyn FnMut(&Record) -> bool,
+) -> io::Result<Vec<Record>> {
+    let mut found = VecDeque::new();
+    let mut passed = before.is_none();
+    for file in files.iter().rev() {
+        let mut here = VecDeque::new();
+        for line in lines(file) {
+            let line = line?;
+            if !passed && before.is_some_and(|id| is_event(&line, id)) {
+                // What was gathered of younger files lies behind the place.
+                (passed, found) = (true, VecDeque::new());
+                break;
+            }
+            here.extend(parsed(&line).filter(|record| wanted(record)));
+            if here.len() > limit {
+                here.pop_front();
+            }
+        }
+        here.append(&mut found);
+        found = here;
+        if passed && found.len() >= limit {
+            break;
+        }
+    }
+    Ok(found.into_iter().rev().take(limit).rev().collect())
 }
 
 impl Open {
@@ -239,7 +314,7 @@ mod tests {
         Audit::open(state.path(), Box::new(|why| panic!("{why}"))).unwrap().record(&event("key.created"));
         let path = state.path().join("audit/audit.jsonl");
         let line: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        assert_eq!(line["event"], "key.created");
+        assert_eq!(line["event"], "vault.kek.created");
         assert_eq!(line["actor"]["uid"], 7);
         assert!(line["actor"]["comm"].is_string());
         assert_eq!(line["organization"], "org_1");
@@ -259,8 +334,9 @@ mod tests {
         fs::write(&path, [&whole[..], &whole[..40]].concat()).unwrap();
         let audit = open();
         audit.record(&event("key.destroyed"));
-        let events: Vec<_> = audit.read(None, 10, &mut |_| true).unwrap().into_iter().map(|r| r.event).collect();
-        assert_eq!(events, ["key.created", "key.destroyed"]);
+        let read = audit.read(Part::From(None), 10, &mut |_| true).unwrap();
+        let events: Vec<_> = read.into_iter().map(|r| r.event).collect();
+        assert_eq!(events, ["vault.kek.created", "vault.kek.deleted"]);
     }
 
     #[test]
@@ -275,5 +351,29 @@ mod tests {
         for number in 1..=KEPT {
             assert_eq!(fs::read_to_string(audit.aside(number)).unwrap().lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn both_ends_of_the_log_are_read_across_files_that_were_put_aside() {
+        let state = tempfile::tempdir().unwrap();
+        let mut audit = Audit::open(state.path(), Box::new(|why| panic!("{why}"))).unwrap();
+        audit.limit = 2000;
+        let details = |found: &[Record]| found.iter().filter_map(|r| r.detail.clone()).collect::<Vec<_>>();
+        let numbers = |range: std::ops::Range<u32>| range.map(|n| n.to_string()).collect::<Vec<_>>();
+        for n in 0..20 {
+            audit.record(&AuditEvent { detail: Some(n.to_string()), ..event("access.denied") });
+            audit.record(&event("key.unwrapped"));
+        }
+        assert!(audit.aside(3).exists());
+        let read = |part, limit| audit.read(part, limit, &mut |record| record.event == "access.denied").unwrap();
+        let all = read(Part::From(None), 100);
+        assert_eq!(details(&all), numbers(0..20));
+        assert_eq!(details(&read(Part::From(None), 7)), numbers(0..7));
+        assert_eq!(details(&read(Part::UpTo(None), 7)), numbers(13..20));
+        for (at, record) in (0u32..).zip(&all) {
+            assert_eq!(details(&read(Part::From(Some(&record.id)), 7)), numbers(at + 1..(at + 8).min(20)));
+            assert_eq!(details(&read(Part::UpTo(Some(&record.id)), 7)), numbers(at.saturating_sub(7)..at));
+        }
+        assert_eq!(details(&read(Part::From(Some("event_gone")), 2)), numbers(0..2));
     }
 }

@@ -11,6 +11,8 @@ mod events;
 mod keys;
 #[path = "api/limits.rs"]
 mod limits;
+#[path = "api/matrix.rs"]
+mod matrix;
 #[path = "api/objects.rs"]
 mod objects;
 #[path = "api/organizations.rs"]

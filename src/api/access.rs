@@ -1,8 +1,9 @@
 //! Who is answered: on the socket uid 0 and the mount's owner, known by the credentials of its other end; over the
 //! network whoever sends an API key. Each refusal is an audit event.
 
+use super::slowing::Failure;
 use super::{Api, Code, Problem};
-use crate::vault::{AuditEvent, Caller, KeyIdentity, OrgId, Patience, Permission, Scope};
+use crate::vault::{AuditEvent, Caller, KeyIdentity, OrgId, OrganizationInfo, Patience, Permission, Scope};
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Extension, Request, State};
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -85,7 +86,30 @@ impl Principal {
     pub fn may_in(&self, api: &Api, what: Permission, organization: &str) -> Result<(), Problem> {
         self.may(api, what)?;
         let within = self.scope == Scope::Vault || organization.parse().is_ok_and(|id: OrgId| self.scope.holds(id));
-        if within { Ok(()) } else { Err(self.refused(api, "this API key is not for this organization")) }
+        if within { Ok(()) } else { Err(self.elsewhere(api)) }
+    }
+
+    /// An organization, by its id, name or external id, in which this may be done. Who is for some of them does not
+    /// learn which others there are.
+    pub fn organization(&self, api: &Api, what: Permission, which: &str) -> Result<OrganizationInfo, Problem> {
+        self.may(api, what)?;
+        match api.vault.organization(which) {
+            Ok(found) => self.may_in(api, what, &found.id).map(|()| found),
+            Err(_) if self.scope != Scope::Vault => Err(self.elsewhere(api)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same for whatever is named as `ORG/PATH`; an id is looked up by whoever asks.
+    pub fn may_at(&self, api: &Api, what: Permission, place: &[u8]) -> Result<(), Problem> {
+        self.may(api, what)?;
+        match place.iter().position(|b| *b == b'/') {
+            Some(slash) if self.scope != Scope::Vault => {
+                let organization = String::from_utf8_lossy(&place[..slash]);
+                self.organization(api, what, &organization).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The organizations that this one sees, by their ids; all if `None`.
@@ -94,6 +118,11 @@ impl Principal {
             Scope::Vault => None,
             Scope::Organizations(some) => Some(some.iter().map(ToString::to_string).collect()),
         }
+    }
+
+    /// The refusal of what concerns an organization that this one is not for.
+    pub fn elsewhere(&self, api: &Api) -> Problem {
+        self.refused(api, "this API key is not for this organization, or there is none of this name")
     }
 
     fn refused(&self, api: &Api, why: impl Into<String>) -> Problem {
@@ -188,12 +217,24 @@ async fn remote(api: &Arc<Api>, from: IpAddr, headers: &HeaderMap) -> Result<Pri
         };
         return Ok(Principal { caller, scope: key.scope.clone(), permission: key.permission });
     }
-    let why = if secret.is_some() { "an API key that this vault does not have" } else { "no API key" };
-    api.audit.record(&AuditEvent { detail: Some(format!("{why}, from {from}")), ..AuditEvent::new("access.denied") });
+    let (failure, why) = match secret {
+        Some(_) => (Failure::WrongKey, "an API key that this vault does not have"),
+        None => (Failure::NoKey, "no API key"),
+    };
+    let record = |why: &str| {
+        let detail = Some(format!("{why}, from {from}"));
+        api.audit.record(&AuditEvent { detail, ..AuditEvent::new("access.denied") });
+    };
+    let Some(pause) = api.failures.pause(from, failure) else {
+        let why = "too many requests without a valid API key; try again later";
+        if api.failures.is_told() {
+            record(why);
+        }
+        return Err(Problem::new(Code::TooMany, why));
+    };
+    record(why);
     // Only after the pause: whoever tries keys waits longer each time.
-    if !api.failures.pause(from).await {
-        return Err(Problem::new(Code::TooMany, "too many requests without a valid API key; try again later"));
-    }
+    pause.over().await;
     let how =
         "the API key is missing or not valid: send `Authorization: Bearer sk_…` with a key that has not been revoked";
     Err(Problem::new(Code::Unauthorized, how))

@@ -5,7 +5,7 @@ use super::body;
 use super::openapi::Refusals;
 use super::shape::{DataKey, NewDataKey, OpenDataKey, OpenedDataKey, Rekey};
 use super::{Api, Problem};
-use crate::vault::{self, Permission};
+use crate::vault::{self, AuditEvent, Permission};
 use axum::body::Body;
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -21,9 +21,7 @@ pub async fn create(State(api): State<Arc<Api>>, Extension(who): Who, body: Body
     api.run(move |api| {
         let organization = api.organization_of(&who, Permission::Write, &new.context)?;
         let key = api.vault.create_data_key(&who.caller, &organization, &new.context).map_err(unprocessable)?;
-        api.note(&who, "vault.dek.read", |event| {
-            (event.organization, event.detail) = (Some(organization.id), Some(key.id.clone()));
-        });
+        api.note(&who, "vault.dek.read", |event| about(event, organization.id, &key));
         Ok(Json(shape(key)))
     })
     .await
@@ -44,9 +42,7 @@ pub async fn decrypt(
         let organization = api.vault.organization_of_data_key(&encrypted)?.id;
         who.may_in(api, Permission::Read, &organization)?;
         let key = api.vault.open_data_key(&who.caller, &encrypted)?;
-        api.note(&who, "vault.dek.decrypted", |event| {
-            (event.organization, event.detail) = (Some(organization), Some(key.id.clone()));
-        });
+        api.note(&who, "vault.dek.decrypted", |event| about(event, organization, &key));
         Ok(Json(OpenedDataKey { id: key.id, data_key: BASE64_STANDARD.encode(key.key.expose()) }))
     })
     .await
@@ -64,12 +60,15 @@ pub async fn rekey(State(api): State<Arc<Api>>, Extension(who): Who, body: Body)
         let organization = api.organization_of(&who, Permission::Write, &asked.context)?;
         let key = api.vault.rekey_data_key(&who.caller, &encrypted, &organization, &asked.context);
         let key = key?;
-        api.note(&who, "vault.dek.rekeyed", |event| {
-            (event.organization, event.detail) = (Some(organization.id), Some(key.id.clone()));
-        });
+        api.note(&who, "vault.dek.rekeyed", |event| about(event, organization.id, &key));
         Ok(Json(shape(key)))
     })
     .await
+}
+
+fn about(event: &mut AuditEvent, organization: String, key: &vault::DataKey) {
+    (event.organization, event.object) = (Some(organization), Some(key.id.clone()));
+    event.detail = Some(key.key_id.clone());
 }
 
 fn decoded(keys: &str) -> Result<Vec<u8>, Problem> {

@@ -1,19 +1,21 @@
 //! `/events`: what happened, in the hosted vault's names and shapes, read from the audit log.
 //!
-//! The log names ids. Names and key contexts are looked up when they are asked for, so that none lies in the open.
+//! The log names ids. Names and key contexts are looked up when they are asked for, so that none lies in the open: they
+//! are those of now, and empty where nothing is left that could be asked.
 
 use super::access::Who;
-use super::objects::limit;
+use super::objects::{descending, limit};
 use super::openapi::Refusals;
 use super::percent::Query;
 use super::shape::{Event, EventList, ListMetadata};
 use super::{Api, Problem};
-use crate::audit::Record;
-use crate::vault::{ObjectId, Permission, Time};
+use crate::audit::{Part, Record};
+use crate::vault::{self, ObjectInfo, Permission, Time};
 use axum::extract::State;
 use axum::http::Uri;
 use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 const LIMIT_MAX: usize = 100;
@@ -22,106 +24,204 @@ const LIMIT_MAX: usize = 100;
     description = "Events in the order in which they happened, a page at a time.",
     params(
         ("events" = Option<String>, Query, description = "Their names, with commas, or more than once; all if absent"),
-        ("after" = Option<String>, Query, description = "An event's id: the events that follow it"),
+        ("after" = Option<String>, Query, description = "An event's id: the page that follows it"),
+        ("before" = Option<String>, Query, description = "An event's id: the page that ends before it"),
+        ("order" = Option<super::openapi::Order>, Query, description = "asc if absent"),
         ("limit" = Option<u32>, Query, minimum = 1, description = "10 if absent; more than 100 are 100"),
-        ("range_start" = Option<String>, Query, description = "RFC 3339: nothing before this"),
+        ("range_start" = Option<String>, Query, format = DateTime, description = "RFC 3339: nothing before this"),
+        ("range_end" = Option<String>, Query, format = DateTime, description = "RFC 3339: nothing from this on"),
+        ("organization_id" = Option<String>, Query, description = "An organization's id, name or external id"),
     ),
     responses((status = 200, body = EventList), Refusals))]
 pub async fn list(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<EventList>, Problem> {
     let query = Query::of(&uri)?;
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
-        let names: Vec<&str> = query.all("events")?.into_iter().flat_map(|names| names.split(',')).collect();
+        let wanted = Wanted::of(api, &query)?;
         let limit = limit(&query)?.min(LIMIT_MAX);
-        let start = match query.text("range_start")? {
-            Some(text) => {
-                let start = Time::parse(text).ok_or_else(|| Problem::invalid("range_start: not a date"))?;
-                Some(start.rfc3339())
-            }
-            None => None,
+        let descending = query.text("order")?.is_some() && descending(&query)?;
+        let (after, before) = (query.given("after")?, query.given("before")?);
+        // The part of the log that lies behind a place in the list's order is the one before it where the list turns round.
+        let forwards = (after.is_some() || before.is_none()) != descending;
+        let part = match (after.or(before), forwards) {
+            (place, true) => Part::From(place),
+            (place, false) => Part::UpTo(place),
         };
-        let mut wanted = |record: &Record| {
-            typed(&record.event).is_some_and(|name| names.is_empty() || names.contains(&name))
-                && start.as_ref().is_none_or(|start| record.time >= *start)
-        };
-        let found = api.audit.read(query.text("after")?, limit + 1, &mut wanted);
+        let found = api.audit.read(part, limit + 1, &mut |record| wanted.is(record));
         let mut found = found.map_err(|e| Problem::new(super::Code::Failure, format!("the audit log: {e}")))?;
         let more = found.len() > limit;
-        found.truncate(limit);
-        let after = found.last().filter(|_| more).map(|last| last.id.clone());
-        let data = found.into_iter().map(|record| event(api, record)).collect();
-        Ok(Json(EventList { object: "list".into(), data, list_metadata: ListMetadata { before: None, after } }))
+        if more && forwards {
+            found.truncate(limit);
+        } else if more {
+            found.remove(0);
+        }
+        if descending {
+            found.reverse();
+        }
+        let edge = |record: Option<&Record>, there: bool| record.filter(|_| there).map(|record| record.id.clone());
+        let turned = after.is_none() && before.is_some();
+        let list_metadata = ListMetadata {
+            before: edge(found.first(), if turned { more } else { after.is_some() }),
+            after: edge(found.last(), turned || more),
+        };
+        let mut known = Known { api, objects: HashMap::new(), pairs: HashMap::new(), closed: HashSet::new() };
+        let data = found.into_iter().map(|record| known.event(record)).collect();
+        Ok(Json(EventList { object: "list".into(), data, list_metadata }))
     })
     .await
 }
 
-/// The hosted vault's name for what the audit log calls by its own.
-fn typed(event: &str) -> Option<&str> {
-    match event {
-        "key.created" => Some("vault.kek.created"),
-        "key.destroyed" => Some("vault.kek.deleted"),
-        "object.deleted" => Some("vault.data.deleted"),
-        own => own.starts_with("vault.").then_some(own),
+/// Which events are asked for.
+struct Wanted<'a> {
+    names: Vec<&'a str>,
+    start: Option<String>,
+    end: Option<String>,
+    organization: Option<String>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(api: &Api, query: &'a Query) -> Result<Self, Problem> {
+        let time = |name| match query.given(name)? {
+            Some(text) => {
+                let time = Time::parse(text).ok_or_else(|| Problem::invalid(format!("{name}: not a date")))?;
+                Ok::<_, Problem>(Some(time.rfc3339()))
+            }
+            None => Ok(None),
+        };
+        // One that is purged has events still.
+        let organization = query.given("organization_id")?;
+        let organization = organization.map(|o| api.vault.organization(o).map_or_else(|_| o.to_owned(), |o| o.id));
+        Ok(Wanted {
+            names: query
+                .all("events")?
+                .into_iter()
+                .flat_map(|names| names.split(','))
+                .filter(|n| !n.is_empty())
+                .collect(),
+            start: time("range_start")?,
+            end: time("range_end")?,
+            organization,
+        })
+    }
+
+    fn is(&self, record: &Record) -> bool {
+        record.event.starts_with("vault.")
+            && (self.names.is_empty() || self.names.contains(&record.event.as_str()))
+            && self.start.as_ref().is_none_or(|start| record.time >= *start)
+            && self.end.as_ref().is_none_or(|end| record.time < *end)
+            && (self.organization.is_none() || self.organization == record.organization)
     }
 }
 
-fn event(api: &Api, record: Record) -> Event {
-    let name = typed(&record.event).unwrap_or(&record.event).to_owned();
-    let mut data = Map::new();
-    let actor = record.actor.unwrap_or_default();
-    let uid = format!("uid:{}", actor.uid);
-    data.insert("actor_id".into(), json!(actor.key.as_ref().unwrap_or(&uid)));
-    data.insert("actor_name".into(), json!(actor.name.as_ref().or(actor.comm.as_ref()).unwrap_or(&uid)));
-    data.insert("actor_source".into(), json!("api"));
-    let id: Option<ObjectId> = record.object.as_ref().and_then(|id| id.parse().ok());
-    let object = id.and_then(|id| api.vault.describe(id).ok());
-    let context = || match (&object, &record.organization) {
-        (Some(object), _) => json!(object.context),
-        (None, Some(organization)) => json!({ "organizationId": organization }),
-        (None, None) => json!({}),
-    };
-    let mut put = |name: &str, value: Value| drop(data.insert(name.into(), value));
-    match name.as_str() {
-        "vault.data.created"
-        | "vault.data.updated"
-        | "vault.data.read"
-        | "vault.data.deleted"
-        | "vault.metadata.read" => {
-            put("kv_name", json!(object.as_ref().map_or_else(|| buried_name(api, &record.object), |o| o.path.clone())));
-            if name != "vault.data.deleted" && name != "vault.metadata.read" {
-                put("key_id", json!(object.as_ref().map(|o| &o.key_id)));
-            }
-            if name == "vault.data.created" || name == "vault.data.updated" {
-                put("key_context", context());
-                // Beyond the hosted vault's: which value it was.
+/// What the events of one page are about, each looked up once.
+struct Known<'a> {
+    api: &'a Api,
+    objects: HashMap<String, Option<Arc<ObjectInfo>>>,
+    /// The pairs of an organization's KEKs, by the KEKs' ids.
+    pairs: HashMap<String, BTreeMap<String, (String, String)>>,
+    /// Organizations whose key was not to be had: nobody waits for it again.
+    closed: HashSet<String>,
+}
+
+impl Known<'_> {
+    fn event(&mut self, record: Record) -> Event {
+        let mut data = self.actor(&record);
+        let object = self.object(&record);
+        let organization = record.organization.clone().unwrap_or_default();
+        // The KEKs, as they were then.
+        let key_id = record.detail.clone().unwrap_or_default();
+        let mut put = |name: &str, value: Value| drop(data.insert(name.into(), value));
+        match record.event.as_str() {
+            "vault.data.created"
+            | "vault.data.updated"
+            | "vault.data.read"
+            | "vault.data.deleted"
+            | "vault.metadata.read" => {
+                put("kv_name", json!(object.as_ref().map_or("", |o| &o.path)));
+                if matches!(record.event.as_str(), "vault.data.created" | "vault.data.updated" | "vault.data.read") {
+                    put("key_id", json!(key_id));
+                }
+                if matches!(record.event.as_str(), "vault.data.created" | "vault.data.updated") {
+                    let own = || BTreeMap::from([("organizationId".to_owned(), organization.clone())]);
+                    put("key_context", json!(object.as_ref().map_or_else(own, |o| o.context.clone())));
+                }
+                // Beyond the hosted vault's: which object and which value it was.
                 put("object_id", json!(record.object));
                 put("version_id", json!(record.version));
             }
+            "vault.dek.read" | "vault.dek.rekeyed" => {
+                put("key_ids", json!(key_id.split(',').collect::<Vec<_>>()));
+                put("key_context", json!(self.context(&organization, &key_id)));
+                put("data_key_id", json!(record.object));
+            }
+            "vault.dek.decrypted" => {
+                put("key_id", json!(key_id));
+                put("data_key_id", json!(record.object));
+            }
+            "vault.kek.created" | "vault.kek.deleted" => {
+                let pair = self.context(&organization, &key_id).into_iter().next();
+                put("key_name", json!(pair.map_or(organization, |(key, value)| format!("{key}={value}"))));
+                put("key_id", json!(key_id));
+            }
+            _ => {}
         }
-        "vault.dek.read" | "vault.dek.rekeyed" => {
-            put("key_ids", json!([record.detail]));
-            put("key_context", context());
+        Event {
+            object: "event".into(),
+            id: record.id,
+            event: record.event,
+            data: Value::Object(data),
+            created_at: record.time,
+            context: json!({}),
         }
-        "vault.dek.decrypted" => put("key_id", json!(record.detail)),
-        "vault.kek.created" | "vault.kek.deleted" => {
-            put("key_name", json!(record.organization));
-            put("key_id", json!(record.detail));
-        }
-        _ => {}
     }
-    Event {
-        object: "event".into(),
-        id: record.id,
-        event: name,
-        data: Value::Object(data),
-        created_at: record.time,
-        context: json!({}),
+
+    /// The hosted vault knows API keys and people at a dashboard; who works on the mount is of the second kind.
+    fn actor(&self, record: &Record) -> Map<String, Value> {
+        let (id, name, source) = match &record.actor {
+            Some(actor) => match &actor.key {
+                Some(key) => (key.clone(), actor.name.clone(), "api"),
+                None => (format!("uid:{}", actor.uid), actor.comm.clone(), "dashboard"),
+            },
+            // What the vault does by itself, as rotating its keys.
+            None => (self.api.vault_id.clone(), Some("vaultfs".into()), "api"),
+        };
+        let name = name.unwrap_or_else(|| id.clone());
+        let pairs = [("actor_id", id), ("actor_name", name), ("actor_source", source.to_owned())];
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect()
+    }
+
+    fn object(&mut self, record: &Record) -> Option<Arc<ObjectInfo>> {
+        let id = record.object.as_ref()?;
+        if let Some(known) = self.objects.get(id) {
+            return known.clone();
+        }
+        let organization = record.organization.as_deref().unwrap_or_default();
+        let found = id.parse().ok().filter(|_| !self.closed.contains(organization));
+        let found = match found.map(|id| self.api.vault.recall(id)) {
+            Some(Ok(found)) => Some(Arc::new(found)),
+            Some(Err(vault::Error::Key(_) | vault::Error::Locked)) => {
+                self.closed.insert(organization.to_owned());
+                None
+            }
+            Some(Err(_)) | None => None,
+        };
+        self.objects.insert(id.clone(), found.clone());
+        found
+    }
+
+    /// The pairs of a key context, by their KEKs of whatever version.
+    fn context(&mut self, organization: &str, key_id: &str) -> BTreeMap<String, String> {
+        let pairs = self.pairs.entry(organization.to_owned()).or_insert_with(|| {
+            let keks = self.api.vault.list_keks(Some(organization)).unwrap_or_default();
+            let pair = |text: &str| text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+            keks.into_iter()
+                .filter_map(|kek| Some((without_version(&kek.key_id).to_owned(), pair(&kek.pair)?)))
+                .collect()
+        });
+        key_id.split(',').filter_map(|kek| pairs.get(without_version(kek)).cloned()).collect()
     }
 }
 
-/// The name that a deleted object had; empty once it is purged.
-fn buried_name(api: &Api, object: &Option<String>) -> String {
-    let graves = api.vault.tombstones(None).unwrap_or_default();
-    let grave = graves.into_iter().find(|grave| Some(&grave.id) == object.as_ref());
-    grave.map(|grave| grave.original_path).unwrap_or_default()
+fn without_version(kek: &str) -> &str {
+    kek.rsplit_once(":v").map_or(kek, |(id, _)| id)
 }

@@ -2,6 +2,7 @@
 
 use super::access::Who;
 use super::body;
+use super::openapi::Refusals;
 use super::percent::Query;
 use super::shape::{KeyPair, List};
 use super::{Api, Problem, segment};
@@ -12,13 +13,16 @@ use axum::http::{StatusCode, Uri};
 use axum::{Extension, Json};
 use std::sync::Arc;
 
-/// The KEKs of the organization that `?organization=` names, or of the whole vault.
+#[utoipa::path(get, path = "/keys", tag = "operation",
+    description = "The KEKs of one organization, or of the whole vault.",
+    params(("organization" = Option<String>, Query, description = "An organization's id, name or external id")),
+    responses((status = 200, body = List<KekInfo>), Refusals))]
 pub async fn list(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<List<KekInfo>>, Problem> {
     let query = Query::of(&uri)?;
     api.run(move |api| {
         let which = query.text("organization")?;
         match which {
-            Some(which) => who.may_in(api, Permission::Admin, &api.vault.organization(which)?.id)?,
+            Some(which) => drop(who.organization(api, Permission::Admin, which)?),
             None => who.may_in_vault(api, Permission::Admin)?,
         }
         Ok(Json(List::whole(api.vault.list_keks(which)?)))
@@ -26,7 +30,9 @@ pub async fn list(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) ->
     .await
 }
 
-/// The rotations under way.
+#[utoipa::path(get, path = "/keys/rotations", tag = "operation",
+    description = "The rotations under way.",
+    responses((status = 200, body = List<RotationInfo>), Refusals))]
 pub async fn rotations(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<Json<List<RotationInfo>>, Problem> {
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
@@ -35,7 +41,9 @@ pub async fn rotations(State(api): State<Arc<Api>>, Extension(who): Who) -> Resu
     .await
 }
 
-/// Begins to rotate all organizations.
+#[utoipa::path(post, path = "/keys/rotate", tag = "operation",
+    description = "Begins to rotate all organizations: `/keys/rotations` shows how far they are.",
+    responses((status = 202), Refusals))]
 pub async fn rotate_all(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<StatusCode, Problem> {
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
@@ -44,7 +52,9 @@ pub async fn rotate_all(State(api): State<Arc<Api>>, Extension(who): Who) -> Res
     .await
 }
 
-/// Rotates the vault's own KEK, from beginning to end.
+#[utoipa::path(post, path = "/keys/root/rotate", tag = "operation",
+    description = "Rotates the vault's own KEK, from beginning to end.",
+    responses((status = 204), Refusals))]
 pub async fn rotate_root(State(api): State<Arc<Api>>, Extension(who): Who) -> Result<StatusCode, Problem> {
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
@@ -53,16 +63,23 @@ pub async fn rotate_root(State(api): State<Arc<Api>>, Extension(who): Who) -> Re
     .await
 }
 
-/// Begins to rotate one organization.
+#[utoipa::path(post, path = "/organizations/{organization}/rotate", tag = "operation",
+    description = "Begins to rotate the keys of one organization.",
+    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    responses((status = 202), Refusals))]
 pub async fn rotate(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<StatusCode, Problem> {
     let which = organization(&uri)?;
     api.run(move |api| {
-        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.rotate(&who.caller, &which).map(|()| StatusCode::ACCEPTED)?)
     })
     .await
 }
 
+#[utoipa::path(post, path = "/organizations/{organization}/revoke", tag = "operation",
+    description = "Destroys the KEK of a pair for good: what carries the pair is closed for ever.",
+    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    request_body = KeyPair, responses((status = 204), Refusals))]
 pub async fn revoke(
     State(api): State<Arc<Api>>,
     Extension(who): Who,
@@ -72,7 +89,7 @@ pub async fn revoke(
     let which = organization(&uri)?;
     let pair: KeyPair = body::read(&api.room, body).await?.parse()?;
     api.run(move |api| {
-        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.revoke(&who.caller, &which, &(pair.key, pair.value)).map(|()| StatusCode::NO_CONTENT)?)
     })
     .await

@@ -25,7 +25,7 @@ const LIMIT_MAX: usize = 1000;
         ("before" = Option<String>, Query, description = "An object's id or name: the page that ends before it"),
         ("order" = Option<super::openapi::Order>, Query, description = "desc if absent"),
         ("search" = Option<String>, Query, description = "A part of the name, or {\"name\": …, \"key_context\": {…}}"),
-        ("updatedAfter" = Option<String>, Query, description = "RFC 3339, or as JavaScript writes a Date; also updated_after"),
+        ("updatedAfter" = Option<String>, Query, format = DateTime, description = "RFC 3339, or as JavaScript writes a Date; also updated_after"),
         ("organization" = Option<String>, Query, description = "An organization's id, name or external id"),
         ("prefix" = Option<String>, Query, description = "A folder"),
     ),
@@ -54,18 +54,17 @@ pub async fn list(
 fn wanted(api: &Api, who: &Principal, query: &Query) -> Result<ObjectQuery, Problem> {
     let organizations = match query.text("organization")? {
         Some(one) => {
-            let organization = api.vault.organization(one)?;
-            who.may_in(api, Permission::Read, &organization.id)?;
+            let organization = who.organization(api, Permission::Read, one)?;
             Some(vec![organization.id])
         }
         None => who.organizations(),
     };
-    let cursor = |name| match query.text(name)? {
+    let cursor = |name| match query.given(name)? {
         Some(place) => place.parse().or_else(|()| the_only_one(api, who, place.as_bytes())).map(Some),
         None => Ok(None),
     };
     let updated_after =
-        match query.text("updatedAfter")?.map_or_else(|| query.text("updated_after"), |t| Ok(Some(t)))? {
+        match query.given("updatedAfter")?.map_or_else(|| query.given("updated_after"), |t| Ok(Some(t)))? {
             Some(text) => Some(Time::parse(text).ok_or_else(|| Problem::invalid("updatedAfter: not a date"))?),
             None => None,
         };
@@ -195,7 +194,7 @@ pub fn find(
     what: Permission,
     reference: &[u8],
 ) -> Result<(ObjectId, vault::ObjectInfo), Problem> {
-    who.may(api, what)?;
+    who.may_at(api, what, reference)?;
     let id = api.vault.find_object(reference)?;
     let info = api.vault.describe(id)?;
     who.may_in(api, what, &info.organization_id)?;
@@ -206,6 +205,7 @@ pub fn about(event: &mut AuditEvent, info: &vault::ObjectInfo) {
     event.organization = Some(info.organization_id.clone());
     event.object = Some(info.id.clone());
     event.version.clone_from(&info.version_id);
+    event.detail = Some(info.key_id.clone());
 }
 
 /// A version's ordinal, from it or from the version's id.

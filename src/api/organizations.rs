@@ -40,7 +40,7 @@ pub async fn list(
         who.may(api, Permission::Read)?;
         let seen = who.organizations();
         let search = query.text("search")?.unwrap_or_default();
-        let domains = query.all("domains")?;
+        let domains: Vec<_> = query.all("domains")?.into_iter().filter(|domain| !domain.is_empty()).collect();
         let wanted = |o: &OrganizationInfo| {
             seen.as_ref().is_none_or(|seen| seen.contains(&o.id))
                 && o.name.contains(search)
@@ -52,7 +52,7 @@ pub async fn list(
             all.reverse();
         }
         let limit = limit(&query)?.min(LIMIT_MAX);
-        let place = |name| match query.text(name)? {
+        let place = |name| match query.given(name)? {
             Some(id) => {
                 let known = all.iter().position(|organization| organization.id == id);
                 known.map(Some).ok_or_else(|| Problem::invalid(format!("{name}: no such organization in this list")))
@@ -74,7 +74,7 @@ pub async fn list(
 }
 
 #[utoipa::path(post, path = "/organizations", tag = "organizations",
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repetition is answered as the first request was")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "A repetition is answered as the first request was")),
     request_body = NewOrganization,
     responses((status = 201, body = Organization), Refusals))]
 pub async fn create(
@@ -119,13 +119,7 @@ fn refused(error: crate::vault::Error) -> Problem {
     responses((status = 200, body = Organization), Refusals))]
 pub async fn show(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<Organization>, Problem> {
     let which = text(&uri, 1)?;
-    api.run(move |api| {
-        who.may(api, Permission::Read)?;
-        let found = api.vault.organization(&which)?;
-        who.may_in(api, Permission::Read, &found.id)?;
-        Ok(Json(found.into()))
-    })
-    .await
+    api.run(move |api| Ok(Json(who.organization(api, Permission::Read, &which)?.into()))).await
 }
 
 #[utoipa::path(get, path = "/organizations/external_id/{external_id}", tag = "organizations",
@@ -140,9 +134,14 @@ pub async fn by_external_id(
     api.run(move |api| {
         who.may(api, Permission::Read)?;
         let found = api.vault.organizations()?.into_iter().find(|o| o.external_id.as_ref() == Some(&wanted));
-        let found = found.ok_or_else(|| Problem::new(Code::NotFound, "no organization has this external id"))?;
-        who.may_in(api, Permission::Read, &found.id)?;
-        Ok(Json(found.into()))
+        match found {
+            Some(found) => Ok(Json(who.organization(api, Permission::Read, &found.id)?.into())),
+            // Refused where it would be refused for one that is there.
+            None => {
+                who.may_in_vault(api, Permission::Read)?;
+                Err(Problem::new(Code::NotFound, "no organization has this external id"))
+            }
+        }
     })
     .await
 }
@@ -161,9 +160,7 @@ pub async fn change(
     let which = text(&uri, 1)?;
     let change: OrganizationChange = body::read(&api.room, body).await?.parse()?;
     api.run(move |api| {
-        who.may(api, Permission::Admin)?;
-        let found = api.vault.organization(&which)?;
-        who.may_in(api, Permission::Admin, &found.id)?;
+        let found = who.organization(api, Permission::Admin, &which)?;
         let name = change.name.clone();
         let changed = api.vault.update_organization(&who.caller, &found.id, name.as_deref(), |p| change.apply(p));
         Ok(Json(changed.map_err(refused)?.into()))
@@ -186,19 +183,26 @@ pub async fn delete(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) 
     .await
 }
 
+#[utoipa::path(post, path = "/organizations/{organization}/lock", tag = "operation",
+    description = "Takes an organization's keys out of memory; until it is unlocked nothing of it is answered.",
+    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    responses((status = 204), Refusals))]
 pub async fn lock(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<StatusCode, Problem> {
     let which = text(&uri, 1)?;
     api.run(move |api| {
-        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.lock_organization(&who.caller, &which).map(|()| StatusCode::NO_CONTENT)?)
     })
     .await
 }
 
+#[utoipa::path(post, path = "/organizations/{organization}/unlock", tag = "operation",
+    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    responses((status = 204), Refusals))]
 pub async fn unlock(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<StatusCode, Problem> {
     let which = text(&uri, 1)?;
     api.run(move |api| {
-        who.may_in(api, Permission::Admin, &api.vault.organization(&which)?.id)?;
+        who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.unlock_organization(&who.caller, &which).map(|()| StatusCode::NO_CONTENT)?)
     })
     .await

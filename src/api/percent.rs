@@ -65,6 +65,11 @@ impl Query {
         value.map_err(|_| Problem::invalid(format!("{name}: not UTF-8")))
     }
 
+    /// As [`Self::text`], for what an empty value says nothing about: a place in a list, a date.
+    pub fn given(&self, name: &str) -> Result<Option<&str>, Problem> {
+        Ok(self.text(name)?.filter(|text| !text.is_empty()))
+    }
+
     pub fn parsed<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Problem> {
         let value = self.text(name)?.map(str::parse).transpose();
         value.map_err(|_| Problem::invalid(format!("{name}: not a value that it can have")))

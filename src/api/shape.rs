@@ -72,6 +72,7 @@ pub struct NewOrganization {
     pub name: String,
     /// uid and gid of the directory; the caller's own without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>, min_items = 2, max_items = 2)]
     pub owner: Option<(u32, u32)>,
     /// Permission bits of the directory; 0700 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,7 +166,7 @@ pub struct Value {
 }
 
 /// A pair of a key context: the body of `POST /organizations/{organization}/revoke`.
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct KeyPair {
     pub key: String,
     pub value: String,
@@ -229,9 +230,11 @@ pub struct EventList {
 /// The body of `POST /api_keys`.
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct NewApiKey {
+    #[schema(min_length = 1, max_length = 200)]
     pub name: String,
     /// By id, name or external id; the whole vault without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1)]
     pub organizations: Option<Vec<String>>,
     #[schema(value_type = String, example = "write")]
     pub permission: Permission,

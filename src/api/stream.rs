@@ -1,5 +1,6 @@
 //! Values on their way: between the vault's blocking readers and writers and the pieces of an HTTP body.
 
+use super::body::Pace;
 use super::error::{Code, Problem};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, HeaderValue};
@@ -118,23 +119,44 @@ pub async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
 /// A request's body for a thread that may block.
 pub struct BodyReader {
     body: Body,
+    /// `None`: it may take as long as it likes.
+    pace: Option<Pace>,
     piece: Bytes,
+    /// Why it ends before its end.
+    problem: Option<Problem>,
     runtime: Handle,
 }
 
 impl BodyReader {
     /// To be called on the runtime and read on one of its blocking threads.
-    pub fn new(body: Body) -> Self {
-        BodyReader { body, piece: Bytes::new(), runtime: Handle::current() }
+    pub fn new(body: Body, pace: Option<Pace>) -> Self {
+        BodyReader { body, pace, piece: Bytes::new(), problem: None, runtime: Handle::current() }
+    }
+
+    /// Why it could not be read to its end, if that was so.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        match &mut self.pace {
+            Some(pace) => pace.next(&mut self.body).await,
+            None => next(&mut self.body).await,
+        }
     }
 }
 
 impl Read for BodyReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
-            match self.runtime.block_on(next(&mut self.body)).map_err(io::Error::other)? {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
+            if let Some(problem) = &self.problem {
+                return Err(io::Error::other(problem.clone()));
+            }
+            let runtime = self.runtime.clone();
+            match runtime.block_on(self.next()) {
+                Ok(Some(piece)) => self.piece = piece,
+                Ok(None) => return Ok(0),
+                Err(problem) => self.problem = Some(problem),
             }
         }
         let len = out.len().min(self.piece.len());

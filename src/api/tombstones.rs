@@ -22,7 +22,7 @@ pub async fn list(
     let organization = Query::of(&uri)?.text("organization")?.map(str::to_owned);
     api.run(move |api| {
         match &organization {
-            Some(one) => who.may_in(api, Permission::Read, &api.vault.organization(one)?.id)?,
+            Some(one) => drop(who.organization(api, Permission::Read, one)?),
             None => who.may_in_vault(api, Permission::Read)?,
         }
         Ok(Json(List::whole(api.vault.tombstones(organization.as_deref())?)))
@@ -32,7 +32,7 @@ pub async fn list(
 
 /// Whether the principal may do this to a tombstone.
 fn may(api: &Api, who: &Principal, what: Permission, tombstone: &[u8]) -> Result<(), Problem> {
-    who.may(api, what)?;
+    who.may_at(api, what, tombstone)?;
     match who.organizations() {
         None => Ok(()),
         Some(_) => who.may_in(api, what, &api.vault.organization_of_tombstone(tombstone)?.to_string()),

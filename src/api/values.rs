@@ -1,7 +1,7 @@
 //! Values: in JSON as the hosted vault has them, or as raw bytes of any length, for whoever asks for those.
 
 use super::access::{Principal, Who};
-use super::body::{self, Text};
+use super::body::{self, Held, Pace, Text};
 use super::objects::{about, find, name, ordinal, place, the_only_one};
 use super::openapi::Refusals;
 use super::percent::Query;
@@ -18,15 +18,17 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use std::io;
+use std::io::{self, Read};
 use std::sync::Arc;
 
 pub const RAW: &str = "application/octet-stream";
 const NAME_MAX: usize = 200;
+/// What is read of a value that is refused, so that its sender comes to hear of it.
+const UNHEARD: u64 = 64 << 20;
 
 #[utoipa::path(post, path = "/vault/v1/kv", tag = "objects",
     description = "Creates an object. Its name is its path in the organization that the key context names.",
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repetition is answered as the first request was")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "A repetition is answered as the first request was")),
     request_body = NewObject,
     responses((status = 201, body = shape::Metadata), Refusals))]
 pub async fn create(
@@ -141,7 +143,7 @@ async fn value(
 ) -> Result<Response, Problem> {
     api.note(&who, "vault.data.read", |event| about(event, &info));
     if is_raw(headers, ACCEPT.as_str()) {
-        return raw(api, headers, id, version).await;
+        return raw(api, &who, headers, id, version).await;
     }
     let wanted = match Query::of(uri)?.text("encoding")? {
         None => None,
@@ -151,7 +153,6 @@ async fn value(
     };
     let held = api.room.hold(info.size as usize).await?;
     api.run(move |api| {
-        let _held = held;
         let mut bytes = Vec::new();
         let mut long = false;
         let read = api.vault.read_object(id, version, &mut |part| {
@@ -175,15 +176,23 @@ async fn value(
             },
         };
         let VaultObject { id, name, metadata } = api.object(info);
-        Ok(Json(Value { id, name, value, encoding, metadata }).into_response())
+        Ok(body::answer(&Value { id, name, value, encoding, metadata }, held))
     })
     .await
 }
 
 /// Streams a value. It is checked block by block, so a problem may come after its beginning.
-async fn raw(api: Arc<Api>, headers: &HeaderMap, id: ObjectId, version: Option<u64>) -> Result<Response, Problem> {
+async fn raw(
+    api: Arc<Api>,
+    who: &Principal,
+    headers: &HeaderMap,
+    id: ObjectId,
+    version: Option<u64>,
+) -> Result<Response, Problem> {
     let (to, body) = pieces(takes_trailers(headers));
+    let place = place_on_the_network(&api, who).await?;
     tokio::task::spawn_blocking(move || {
+        let _place = place;
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the client went away");
         let mut send = |piece: &[u8]| to.blocking_send(Ok(Bytes::copy_from_slice(piece))).map_err(|_| gone());
         if let Err(error) = api.vault.read_object(id, version, &mut send) {
@@ -243,32 +252,42 @@ fn update(api: &Api, who: &Principal, object: &[u8], next: NextValue, text: Text
 /// A raw value, for `ORG/PATH` or an id.
 async fn store(api: Arc<Api>, who: Principal, uri: &Uri, object: Vec<u8>, body: Body) -> Result<Response, Problem> {
     let query = Query::of(uri)?;
-    let mut input = BodyReader::new(body);
+    let place = place_on_the_network(&api, &who).await?;
+    let remote = who.caller.key.is_some();
+    let mut input = BodyReader::new(body, remote.then(Pace::default));
     let stored = api.run(move |api| {
+        let _place = place;
         let stored: Result<_, Problem> = (|| {
             may_store(api, &who, &object)?;
             Ok(api.vault.put_object(&who.caller, &object, query.text("version_check")?, &mut input)?)
         })();
+        if let Some(problem) = input.problem() {
+            return Err(problem.clone());
+        }
         if stored.is_err() {
             // A client hears the answer only once it has sent everything. If it broke off, nobody hears it.
-            let _ = io::copy(&mut input, &mut io::sink());
+            let most = if remote { UNHEARD } else { u64::MAX };
+            let _ = io::copy(&mut input.by_ref().take(most), &mut io::sink());
         }
         Ok(api.object(stored?))
     });
     Ok((StatusCode::CREATED, Json(stored.await?)).into_response())
 }
 
-fn may_store(api: &Api, who: &Principal, object: &[u8]) -> Result<(), Problem> {
-    who.may(api, Permission::Write)?;
-    if who.organizations().is_none() {
-        return Ok(());
+/// Who comes over the network may be slow on purpose; a command's pipe may be slow as well, and is waited for.
+async fn place_on_the_network(api: &Api, who: &Principal) -> Result<Option<Held>, Problem> {
+    match who.caller.key {
+        Some(_) => api.room.stream().await.map(Some),
+        None => Ok(None),
     }
-    let text = std::str::from_utf8(object).unwrap_or_default();
-    let organization = match text.parse::<ObjectId>() {
-        Ok(id) => api.vault.describe(id)?.organization_id,
-        Err(()) => api.vault.organization(text.split('/').next().unwrap_or_default())?.id,
-    };
-    who.may_in(api, Permission::Write, &organization)
+}
+
+fn may_store(api: &Api, who: &Principal, object: &[u8]) -> Result<(), Problem> {
+    who.may_at(api, Permission::Write, object)?;
+    match std::str::from_utf8(object).ok().and_then(|text| text.parse::<ObjectId>().ok()) {
+        Some(id) => who.may_in(api, Permission::Write, &api.vault.describe(id)?.organization_id),
+        None => Ok(()),
+    }
 }
 
 pub fn is_raw(headers: &HeaderMap, header: &str) -> bool {

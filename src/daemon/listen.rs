@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -28,6 +29,8 @@ use tower::ServiceExt;
 const CONNECTIONS: usize = 2048;
 /// How long the head of a request may take, and a TLS handshake. Also how long an idle connection is kept.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long a client may leave an answer unread.
+const UNREAD: Duration = Duration::from_secs(30);
 /// A pause after the kernel refused a connection, as it does when descriptors run out.
 const REFUSED: Duration = Duration::from_millis(50);
 
@@ -105,6 +108,9 @@ impl Listener {
             };
             // Answers are small and waited for.
             let _ = stream.set_nodelay(true);
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(UNREAD));
+            let stream = Box::pin(stream);
             let (routes, tls, stopped) = (routes.clone(), self.tls.clone(), stopped.clone());
             connections.spawn(async move {
                 let _place = place;

@@ -126,10 +126,12 @@ impl Vault {
 
     /// Ends a key: the next request with it is refused. Durable when it returns.
     pub fn revoke_api_key(&self, caller: &Caller, id: ApiKeyId) -> Result<Arc<ApiKey>> {
-        let key = self.api_keys.0.write().remove(&id).ok_or(Error::Absent("no such API key"))?;
+        let key = self.api_keys.0.read().get(&id).cloned().ok_or(Error::Absent("no such API key"))?;
+        // First of all what may fail, so that a key that could not be ended can be ended again.
         let mut tx = self.begin()?;
         tx.delete::<ApiKey>(id);
         self.finish(tx);
+        self.api_keys.0.write().remove(&id);
         self.sync()?;
         self.audit(AuditEvent { detail: Some(id.to_string()), ..AuditEvent::by(caller, "api_key.revoked") });
         Ok(key)

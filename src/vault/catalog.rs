@@ -180,6 +180,26 @@ impl Vault {
         })
     }
 
+    /// What is known of an object, also of one that is deleted: then under the name that it had.
+    pub fn recall(&self, id: ObjectId) -> Result<ObjectInfo> {
+        self.of_object(id, || {
+            let (organization, object) = self.object(id)?;
+            let node = self.records.get::<Node>(object.ino)?.ok_or(Error::NotFound)?;
+            let path = match node.grave {
+                Some(number) => {
+                    let grave = self.records.get::<Tombstone>((organization.no, number))?.ok_or(Error::NotFound)?;
+                    grave.original_path.clone()
+                }
+                None => {
+                    let (folder, name) = self.home(object.ino, &node)?;
+                    self.path_in(folder, &name)?
+                }
+            };
+            let content = self.records.get::<ContentRecord>(object.ino)?;
+            Ok(Self::object_info(&organization, id, &object, (&node, &path), content.as_deref()))
+        })
+    }
+
     pub(super) fn object_info(
         organization: &Organization,
         id: ObjectId,

@@ -31,6 +31,8 @@ pub struct DataKey {
     pub key: Arc<LockedKey>,
     pub encrypted: Vec<u8>,
     pub context: BTreeMap<String, String>,
+    /// The KEKs of its context's pairs, with commas: what an object's `key_id` is.
+    pub key_id: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,8 +74,14 @@ impl Vault {
         let sealing = self.sealing_key(&organization, &context, |pair| self.pair_key(&organization, pair))?;
         let opened = sealing.open(&place(INNER, &sealer, &id), &sealed).map_err(|_| BROKEN)?;
         let mut key = Zeroizing::new(<[u8; 32]>::try_from(&opened[..]).map_err(|_| BROKEN)?);
-        let (key, context) = (Arc::new(LockedKey::take(&mut key)?), context.into_iter().collect());
-        Ok(DataKey { id: uuid(&id), key, encrypted: encrypted.to_vec(), context })
+        let (key, key_id) = (Arc::new(LockedKey::take(&mut key)?), self.kek_names(&organization, &context)?);
+        Ok(DataKey {
+            id: uuid(&id),
+            key,
+            encrypted: encrypted.to_vec(),
+            context: context.into_iter().collect(),
+            key_id,
+        })
     }
 
     /// The same data key, encrypted under another key context.
@@ -113,7 +121,13 @@ impl Vault {
         let mut encrypted = [MAGIC, &organization.id.bytes(), &id].concat();
         let plain = postcard::to_stdvec(&kept).expect("made of encodable types");
         sealer.records.seal(&place(OUTER, &sealer, &id), &plain, &mut encrypted);
-        Ok(DataKey { id: uuid(&id), key, encrypted, context: kept.context.into_iter().collect() })
+        let key_id = self.kek_names(organization, &kept.context)?;
+        Ok(DataKey { id: uuid(&id), key, encrypted, context: kept.context.into_iter().collect(), key_id })
+    }
+
+    fn kek_names(&self, organization: &Organization, context: &Context) -> Result<String> {
+        let keks = self.keks(organization, context, Patience::Wait)?;
+        Ok(keks.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
     }
 
     fn sealing_key(

@@ -125,12 +125,15 @@ impl Vault {
 
     /// Tells the audit log of an object's new version, once it is so.
     fn audit_version(&self, tx: &mut Tx, caller: &Caller, org: OrgNo, id: ObjectId, object: &Object) {
-        let Some(current) = object.current() else { return };
+        let (Some(current), Some(organization)) = (object.current(), self.organizations.find(org)) else { return };
+        // The KEKs that hold this value.
+        let content = tx.get::<ContentRecord>(current.content).ok().flatten();
         let event = if current.ordinal == 1 { "vault.data.created" } else { "vault.data.updated" };
         let event = AuditEvent {
-            organization: self.organizations.find(org).map(|o| o.id.to_string()),
+            organization: Some(organization.id.to_string()),
             object: Some(id.to_string()),
             version: Some(current.id.to_string()),
+            detail: Some(super::attributes::key_id(&organization, content.as_deref())),
             ..AuditEvent::by(caller, event)
         };
         let audited = self.audited.clone();

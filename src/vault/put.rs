@@ -13,6 +13,8 @@ use super::{Access, Caller, Handle, ObjectInfo, Vault};
 use std::collections::BTreeMap;
 use std::io::Read;
 
+/// How much of a value is read at once: first what most values fit into.
+const FIRST_PART: usize = 16 << 10;
 const PART: usize = 1 << 20;
 
 /// What may stand where a value is to go.
@@ -25,17 +27,18 @@ enum Standing {
 
 impl Vault {
     /// The organization that a key context names by its id, external id or name; without such a pair the default one.
-    /// `None`: there is none. With `organizations=just-in-time` it is made.
+    /// `None`: there is none. With `organizations=just-in-time` it is made for who may do so.
     pub fn organization_of_context(
         &self,
         caller: &Caller,
         context: &BTreeMap<String, String>,
+        may_make: bool,
     ) -> Result<Option<super::OrganizationInfo>> {
         let default = self.settings.default_organization.as_ref();
         let named = context.get(OWN_PAIR).or_else(|| context.get(OWN_PAIR_ALIAS)).or(default);
         let Some(which) = named else { return Ok(None) };
         match self.organization(which) {
-            Err(error) if error.errno() == libc::ENOENT => match self.settings.just_in_time {
+            Err(error) if error.errno() == libc::ENOENT => match self.settings.just_in_time && may_make {
                 true => self.create_organization(caller, which, None, None).map(Some),
                 false => Ok(None),
             },
@@ -116,11 +119,11 @@ impl Vault {
     }
 
     fn fill(&self, caller: &Caller, handle: Handle, input: &mut dyn Read) -> Result<()> {
-        let mut part = zeroize::Zeroizing::new(vec![0; PART]);
+        let mut part = zeroize::Zeroizing::new(vec![0; FIRST_PART]);
         let mut offset = 0;
         loop {
             let mut filled = 0;
-            while filled < PART {
+            while filled < part.len() {
                 match input.read(&mut part[filled..]) {
                     Ok(0) => break,
                     Ok(more) => filled += more,
@@ -132,8 +135,11 @@ impl Vault {
                 self.write(caller, handle, offset, &part[..filled])?;
                 offset += filled as u64;
             }
-            if filled < PART {
+            if filled < part.len() {
                 return Ok(());
+            }
+            if part.len() < PART {
+                part = zeroize::Zeroizing::new(vec![0; PART]);
             }
         }
     }

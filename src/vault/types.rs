@@ -402,7 +402,7 @@ pub struct OrganizationInfo {
 }
 
 /// One version of a KEK.
-#[derive(Serialize, Deserialize, Clone, Debug)]
+#[derive(Serialize, Deserialize, Clone, Debug, utoipa::ToSchema)]
 pub struct KekInfo {
     pub key_id: String,
     /// Name and id; empty for the vault's own.
@@ -417,7 +417,7 @@ pub struct KekInfo {
 }
 
 /// A rotation under way.
-#[derive(Serialize, Deserialize, Clone, Debug)]
+#[derive(Serialize, Deserialize, Clone, Debug, utoipa::ToSchema)]
 pub struct RotationInfo {
     pub organization: String,
     pub organization_id: String,
