@@ -13,6 +13,7 @@ mod changes;
 mod content;
 mod context;
 mod datakey;
+mod ending;
 mod error;
 mod extents;
 mod file;
@@ -114,6 +115,8 @@ pub struct Vault {
     versions: Versions,
     /// Held while a KEK is made, so that no pair gets two.
     making_keks: Mutex<()>,
+    /// Held while KEKs are destroyed and what they opened is removed.
+    ending: Mutex<()>,
     rotations: rotation::Rotations,
     signals: Signals,
     /// Work on extents that stored batches asked for, and the batch that is being stored.

@@ -11,6 +11,8 @@ mod counts;
 mod crash;
 #[path = "support/dice.rs"]
 mod dice;
+#[path = "model/ending.rs"]
+mod ending;
 #[path = "model/faults.rs"]
 mod faults;
 #[path = "model/found.rs"]

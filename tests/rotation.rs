@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use token::{Token, eventually, isolated};
 use vaultfs::store::{Disk, Op};
-use vaultfs::vault::{Caller, Error, Ino, ObjectId, Options, Result, SetXattr, Vault};
+use vaultfs::vault::{Access, Caller, Error, Ino, ObjectId, Options, Result, SetXattr, Vault};
 
 struct World {
     directory: TempDir,
@@ -71,6 +71,11 @@ impl World {
         self.vault.delete_object(&Caller::daemon(), id, None).unwrap();
         self.vault.purge(&Caller::daemon(), id.to_string().as_bytes()).unwrap();
     }
+}
+
+fn inode(vault: &Vault, path: &str) -> Ino {
+    let down = |folder, name: &str| vault.lookup(&Caller::daemon(), folder, name.as_bytes()).unwrap().ino;
+    path.split('/').fold(Ino::ROOT, down)
 }
 
 fn open(state: &Path) -> Arc<Vault> {
@@ -249,6 +254,89 @@ fn a_purged_organization_is_lost_to_every_copy() {
         let earlier = open(&copy);
         assert_eq!(errno(read(&earlier, id)), libc::ENOKEY);
         earlier.close().unwrap();
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn deleting_with_purge_ends_an_organization_with_all_that_is_in_it() {
+    isolated("deleting_with_purge_ends_an_organization_with_all_that_is_in_it", |token| {
+        let mut world = World::new(token);
+        let caller = Caller::daemon();
+        let before = token.keys();
+        world.org("other");
+        let other = world.put("other/f", b"other");
+        world.org("acme");
+        set_pair(&world.vault, "acme", "region", "eu");
+        let (small, large) = (world.put("acme/small", b"small"), world.put("acme/d/large", &[7; 300_000]));
+        world.put("acme/small", b"its second version");
+        let deleted = world.put("acme/deleted", b"deleted");
+        world.vault.delete_object(&caller, deleted, None).unwrap();
+        assert_eq!(token.keys(), before + 3);
+        let copy = world.copy("copy");
+        let node = inode(&world.vault, "acme/small");
+        let access = Access { read: true, write: true, ..Access::default() };
+        let handle = world.vault.open_file(&caller, node, access).unwrap();
+        world.vault.write(&caller, handle, 0, b"not saved yet").unwrap();
+
+        world.vault.purge_living_organization(&caller, "acme").unwrap();
+        assert_eq!(token.keys(), before + 1, "the KEK of each pair is destroyed");
+        assert_eq!(errno(world.vault.organization("acme")), libc::ENOENT);
+        for id in [small, large, deleted] {
+            assert_eq!(errno(read(&world.vault, id)), libc::ENOENT);
+        }
+        assert!(world.vault.tombstones(None).unwrap().is_empty());
+        assert!(world.vault.write(&caller, handle, 0, b"x").is_err(), "an open file is of no more use");
+        let _ = world.vault.release(handle);
+        let mut findings = Vec::new();
+        world.vault.fsck(&mut |finding| findings.push(finding), &mut |_, _| {}).unwrap();
+        assert!(findings.is_empty(), "{findings:?}");
+        world.org("acme");
+        world.reopen();
+        assert_eq!(read(&world.vault, other).unwrap(), b"other");
+        assert_eq!(std::fs::read_dir(world.state().join("segments")).unwrap().count(), 0, "its bytes are gone");
+
+        let earlier = open(&copy);
+        for id in [small, large, deleted] {
+            assert_eq!(errno(read(&earlier, id)), libc::ENOKEY, "not even its records open");
+        }
+        assert_eq!(read(&earlier, other).unwrap(), b"other");
+        earlier.close().unwrap();
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_deleted_organization_is_purged_with_its_tombstones() {
+    isolated("a_deleted_organization_is_purged_with_its_tombstones", |token| {
+        let world = World::new(token);
+        let (caller, before) = (Caller::daemon(), token.keys());
+        world.org("acme");
+        let id = world.put("acme/f", b"secret");
+        world.vault.delete_object(&caller, id, None).unwrap();
+        world.vault.delete_organization(&caller, "acme").unwrap();
+        let entry = world.vault.tombstones(None).unwrap().pop().unwrap().entry;
+        let gone = world.vault.remove_directory(&caller, Ino::GRAVEYARD, entry.as_bytes());
+        assert_eq!(errno(gone), libc::ENOTEMPTY, "rmdir does not take tombstones with it");
+        world.vault.purge(&caller, entry.as_bytes()).unwrap();
+        assert_eq!(token.keys(), before);
+        assert!(world.vault.tombstones(None).unwrap().is_empty());
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn an_organization_is_not_purged_without_the_token() {
+    isolated("an_organization_is_not_purged_without_the_token", |token| {
+        let world = World::new(token);
+        let caller = Caller::daemon();
+        world.org("acme");
+        let id = world.put("acme/f", b"value");
+        token.take_away();
+        assert_eq!(errno(world.vault.purge_living_organization(&caller, "acme")), libc::ENOKEY);
+        token.bring_back();
+        eventually(Duration::from_secs(10), || read(&world.vault, id).is_ok_and(|value| value == b"value"));
+        eventually(Duration::from_secs(10), || world.vault.purge_living_organization(&caller, "acme").is_ok());
         world.vault.close().unwrap();
     });
 }

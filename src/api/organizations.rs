@@ -169,15 +169,26 @@ pub async fn change(
 }
 
 #[utoipa::path(delete, path = "/organizations/{organization}", tag = "organizations",
-    description = "An empty organization becomes a tombstone.",
-    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    description = "An empty organization becomes a tombstone. With `purge` it ends for ever, with all that is in it: first its keys are destroyed, then its bytes.",
+    params(
+        ("organization" = String, Path, description = "An organization's id, name or external id"),
+        ("purge" = Option<bool>, Query, description = "false if absent"),
+    ),
     responses((status = 200, body = Deleted), Refusals))]
 pub async fn delete(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<Deleted>, Problem> {
     let which = text(&uri, 1)?;
+    let purge = match Query::of(&uri)?.text("purge")? {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Problem::invalid("purge: true or false")),
+    };
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
         let name = api.vault.organization(&which)?.name;
-        api.vault.delete_organization(&who.caller, &which)?;
+        match purge {
+            true => api.vault.purge_living_organization(&who.caller, &which)?,
+            false => api.vault.delete_organization(&who.caller, &which)?,
+        }
         Ok(Json(Deleted { success: true, name }))
     })
     .await

@@ -61,6 +61,9 @@ pub enum Org {
     Delete {
         /// Name or id (org_…)
         organization: String,
+        /// With all that is in it, for ever: first its KEKs are destroyed, then its records and bytes
+        #[arg(long)]
+        purge: bool,
     },
 }
 
@@ -92,8 +95,9 @@ impl Org {
             }
             Org::Lock { organization } => order(client, &organization, "lock"),
             Org::Unlock { organization } => order(client, &organization, "unlock"),
-            Org::Delete { organization } => {
-                let deleted = client.ask(Method::DELETE, &route(&organization));
+            Org::Delete { organization, purge } => {
+                let how = if purge { "?purge=true" } else { "" };
+                let deleted = client.ask(Method::DELETE, &format!("{}{how}", route(&organization)));
                 let deleted: Deleted = deleted.map_err(|f| f.about(&organization))?;
                 if global.json { print_json(&deleted) } else { Ok(()) }
             }

@@ -26,9 +26,9 @@ pub enum Tombstone {
         #[arg(long, value_name = "PATH")]
         to: Option<OsString>,
     },
-    /// Destroy a deleted object for ever: first its wrapped DEK, then its bytes
+    /// Destroy a deleted object for ever, first its wrapped DEK, then its bytes; or an organization with all its tombstones
     Purge {
-        /// ORG/ENTRY as listed, or the object's id
+        /// ORG/ENTRY as listed, the object's id, or a deleted organization's entry or id
         tombstone: OsString,
     },
 }

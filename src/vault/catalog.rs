@@ -45,6 +45,14 @@ impl Vault {
         self.sync()
     }
 
+    /// Deletes an organization with all that is in it, for ever: its keys first.
+    pub fn purge_living_organization(&self, caller: &Caller, which: &str) -> Result<()> {
+        let organization = self.living(self.number_of(which)?)?;
+        self.end_organization(caller, &organization)?;
+        self.name_changed(Ino::ROOT, organization.name().as_bytes());
+        self.sync()
+    }
+
     pub(super) fn organization_info(&self, organization: &Organization) -> OrganizationInfo {
         let key_state = self.key_state(organization).to_owned();
         let profile = self.profiles.get(organization.no).unwrap_or_default();
@@ -387,11 +395,13 @@ impl Vault {
         self.describe(id).map(Restored::Object)
     }
 
-    /// Ends a tombstone: its wrapped key is destroyed, then its bytes.
+    /// Ends a tombstone: its wrapped key is destroyed, then its bytes; a deleted organization with the tombstones in it.
     pub fn purge(&self, caller: &Caller, which: &[u8]) -> Result<()> {
         let (org, number) = self.find_tombstone(which)?;
         if org == OrgNo::VAULT {
-            self.purge_organization(caller, number)?;
+            let grave = self.records.get::<Tombstone>((org, number))?.ok_or(Error::NotFound)?;
+            let organization = self.organizations.find(grave.ino.organization()).ok_or(Error::NotFound)?;
+            self.end_organization(caller, &organization)?;
         } else {
             self.purge_grave(caller, org, number)?;
         }

@@ -184,7 +184,8 @@ impl Vault {
     /// At start: the KEKs of organizations that a crash kept from coming to be are to be destroyed.
     pub(super) fn doom_orphaned_keks(&self) -> Result<()> {
         for (kek, intent) in self.intents()? {
-            if intent.org == OrgNo::VAULT || self.organizations.find(intent.org).is_some() {
+            let making = intent.what == Intention::Make && intent.org != OrgNo::VAULT;
+            if !making || self.organizations.find(intent.org).is_some() {
                 continue;
             }
             let mut tx = self.begin()?;

@@ -23,13 +23,24 @@ impl Vault {
     }
 
     fn lock_now(&self, caller: &Caller, organization: &Arc<Organization>) -> Result<()> {
-        let no = organization.no;
         if organization.record.lock().locked {
             return Ok(());
         }
         // The kernel gives dirty pages back while they can still be sealed.
         self.forget_in_kernel(organization);
-        self.commit_open_files(caller, no)?;
+        self.commit_open_files(caller, organization.no)?;
+        self.shut(organization)?;
+        self.forget_in_kernel(organization);
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            ..AuditEvent::by(caller, "organization.locked")
+        });
+        Ok(())
+    }
+
+    /// Nobody enters it any more, and its keys and records are out of memory when this returns.
+    pub(super) fn shut(&self, organization: &Organization) -> Result<()> {
+        let no = organization.no;
         self.set_locked(organization, true)?;
         self.records.refuse(no);
         let mut tries = TRIES;
@@ -45,11 +56,6 @@ impl Vault {
             std::thread::sleep(BETWEEN_BATCHES);
         }
         self.keyring.forget_organization(no.0);
-        self.forget_in_kernel(organization);
-        self.audit(AuditEvent {
-            organization: Some(organization.id.to_string()),
-            ..AuditEvent::by(caller, "organization.locked")
-        });
         Ok(())
     }
 
@@ -101,8 +107,9 @@ impl Vault {
         Ok(())
     }
 
-    /// Takes names, attributes and pages of an organization from the kernel; done when this returns.
-    fn forget_in_kernel(&self, organization: &Organization) {
+    /// Takes names, attributes and pages of an organization from the kernel; done when this returns. Not while the kernel
+    /// waits for an answer about the folders that its names stand in.
+    pub(super) fn forget_in_kernel(&self, organization: &Organization) {
         // Without its name the kernel drops all below it that nobody holds open; earlier versions and tombstones too.
         for parent in [Ino::ROOT, Ino::VERSIONS, Ino::GRAVEYARD] {
             self.changed(Changed::Entry { parent, name: organization.name().into_bytes() });

@@ -116,6 +116,7 @@ impl Vault {
             readers: Default::default(),
             versions: Default::default(),
             making_keks: Default::default(),
+            ending: Default::default(),
             rotations: Default::default(),
             signals: Signals::starting_after(own.batch),
             chores: Default::default(),

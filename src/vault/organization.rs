@@ -3,12 +3,12 @@
 use super::error::{Error, Result};
 use super::ids::{Ino, OrgId, OrgNo};
 use super::records::{Sealer, Tx};
-use super::row::{Context, Entry, Intent, Kek, Kind, Node, OrgRecord, Pair, Record, RowAt, Tombstone};
+use super::row::{Context, Entry, Intent, Kek, Kind, Node, OrgRecord, Pair, Record, Tombstone};
 use super::time::Time;
 use super::{Attr, AuditEvent, Caller, Changed, Vault};
 use crate::crypto::{self, LockedKey, RecordKey};
 use crate::keys::{FreshDek, KekRef, Patience};
-use crate::store::{Durability, Key, Table};
+use crate::store::Durability;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -161,7 +161,13 @@ impl Vault {
         if !crypto::same_tag(&seen, &expected) {
             return Err(self.corrupt("commitment", Ino::top_of(no), String::new()));
         }
-        self.records.add_sealer(no, sealer(&organization, &key)?);
+        let sealer = sealer(&organization, &key)?;
+        // Whoever locks it meanwhile closes what is added before, and nothing is added after.
+        let record = organization.record.lock();
+        if record.locked {
+            return Err(Error::Locked);
+        }
+        self.records.add_sealer(no, sealer);
         Ok(())
     }
 
@@ -343,84 +349,6 @@ impl Vault {
             ..AuditEvent::by(caller, "organization.restored")
         });
         Ok(())
-    }
-
-    /// The end of a deleted organization without tombstones: its KEK is destroyed, then its records.
-    pub(super) fn purge_organization(&self, caller: &Caller, number: u64) -> Result<()> {
-        let grave = self.records.get::<Tombstone>((OrgNo::VAULT, number))?.ok_or(Error::NotFound)?;
-        let organization = self.organizations.find(grave.ino.organization()).ok_or(Error::NotFound)?;
-        if organization.record.lock().tombstones > 0 {
-            return Err(Error::NotEmpty);
-        }
-        if caller.patience == Patience::Never {
-            return Err(Error::WouldWait);
-        }
-        if self.handles.lock().has_open_files_of(organization.no) {
-            return Err(Error::Busy("deleted files of this organization are still open"));
-        }
-        self.end_files_of(organization.no)?;
-        self.finish_chores_of(organization.no)?;
-        let keks = self.keks_of(organization.no)?;
-        let names: Vec<_> = keks.iter().flat_map(|kek| kek.versions.iter().map(|v| kek.named(v))).collect();
-        for name in &names {
-            match self.keyring.destroy_kek(*name) {
-                // Gone already: a purge before this one was cut short.
-                Ok(()) | Err(crate::keys::KeyError::NoSuchKey(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.keyring.forget_organization(organization.no.0);
-        let no = organization.no;
-        let mut tx = self.begin()?;
-        tx.delete::<Tombstone>((OrgNo::VAULT, number));
-        tx.delete::<Node>(grave.ino);
-        tx.delete::<OrgRecord>(no);
-        tx.delete::<super::profile::Profile>(no);
-        self.profiles.forget(no);
-        for kek in &keks {
-            tx.delete::<Kek>(self.kek_place(no, &kek.pair)?);
-        }
-        self.organizations.remove(no);
-        let batch = self.finish(tx);
-        self.signals.scrub();
-        self.signals.wait_for(batch, Durability::Synced)?;
-        self.remove_remains(no)?;
-        let event = |event, detail| AuditEvent {
-            organization: Some(organization.id.to_string()),
-            detail,
-            ..AuditEvent::by(caller, event)
-        };
-        names.iter().for_each(|name| self.audit(event("key.destroyed", Some(name.to_string()))));
-        self.audit(event("organization.purged", None));
-        Ok(())
-    }
-
-    /// Waits until the writer thread has nothing more to do for an organization without files.
-    fn finish_chores_of(&self, no: OrgNo) -> Result<()> {
-        loop {
-            let mut tx = self.begin()?;
-            tx.touch_organization(no);
-            let batch = self.finish(tx);
-            self.signals.wait_for(batch, Durability::Ordered)?;
-            if self.chores.lock().iter().all(|(ino, ..)| ino.organization() != no) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Removes the unreadable rows and segments of a purged organization.
-    pub(super) fn remove_remains(&self, no: OrgNo) -> Result<()> {
-        let by_number = (Key::from(&no.0.to_be_bytes()[..]), Key::from(&(no.0 + 1).to_be_bytes()[..]));
-        let by_inode = |no| Key::from(&Ino::new(OrgNo(no), 0).0.to_be_bytes()[..]);
-        let mut tx = self.begin()?;
-        for table in [Table::Segment, Table::Freed, Table::Buried, Table::Pending] {
-            let (from, to) = if table == Table::Pending { (by_inode(no.0), by_inode(no.0 + 1)) } else { by_number };
-            for (key, _) in self.records.store.scan(table, &from, &to, usize::MAX)? {
-                tx.delete_at(RowAt { table, key, sealed_for: no });
-            }
-        }
-        self.finish(tx);
-        Ok(self.segments.remove_organization(no.0)?)
     }
 
     /// Counts in an organization's record, if the transaction is committed.

@@ -8,7 +8,6 @@
 use super::Vault;
 use super::error::{Error, Result};
 use super::ids::Ino;
-use super::ids::OrgNo;
 use super::records::Tx;
 use super::row::{Attributes, Node};
 use super::time::Time;
@@ -58,13 +57,6 @@ impl Vault {
     /// From now on the kernel knows this file as a tombstone.
     pub(super) fn known_as_tombstone(&self, ino: Ino) {
         self.removed.files.lock().remove(&ino);
-    }
-
-    /// Ends the files without names of an organization that is about to go.
-    pub(super) fn end_files_of(&self, org: OrgNo) -> Result<()> {
-        let of = |ino: &Ino| ino.organization() == org;
-        let files: Vec<Ino> = self.removed.files.lock().extract_if(of).collect();
-        files.into_iter().try_for_each(|ino| self.end_forgotten(ino))
     }
 
     fn end_forgotten(&self, ino: Ino) -> Result<()> {

@@ -19,7 +19,7 @@ use super::row::{ContentRecord, Intent, Intention, Kek, KekVersion, Pair, Record
 use super::time::Time;
 use super::{AuditEvent, Caller, KekInfo, RotationInfo, Vault};
 use crate::keys::{KekRef, KeyError, Patience};
-use crate::store::{Durability, RealDisk};
+use crate::store::RealDisk;
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -442,45 +442,6 @@ impl Vault {
             }
         }
         self.finish(tx);
-        Ok(())
-    }
-
-    /// Destroys in the token what no record names any more.
-    pub(super) fn destroy_intended(&self) -> Result<()> {
-        let doomed: Vec<_> =
-            self.intents()?.into_iter().filter(|(_, intent)| intent.what == Intention::Destroy).collect();
-        if doomed.is_empty() {
-            return Ok(());
-        }
-        // The intents, and what went over to another KEK, are on the disk before the first key is gone.
-        self.signals.wait_for(self.records.last_batch(), Durability::Synced)?;
-        for (name, intent) in doomed {
-            // The rest is done at the next mount; the token may be slow.
-            if self.closing.is_set() {
-                return Ok(());
-            }
-            let named = match intent.org {
-                OrgNo::VAULT => Header::read(&self.state)?.kek() == name,
-                org => self.keks_of(org)?.iter().any(|kek| kek.versions.iter().any(|v| kek.named(v) == name)),
-            };
-            if named {
-                return Err(Error::Header(format!(
-                    "{name} is to be destroyed and is in use: restore the state directory"
-                )));
-            }
-            match self.keyring.destroy_kek(name) {
-                Ok(()) | Err(KeyError::NoSuchKey(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let mut tx = self.begin()?;
-            tx.delete::<Intent>(name);
-            self.finish(tx);
-            self.audit(AuditEvent {
-                organization: self.organizations.find(intent.org).map(|o| o.id.to_string()),
-                detail: Some(name.to_string()),
-                ..AuditEvent::new("key.destroyed")
-            });
-        }
         Ok(())
     }
 }

@@ -130,6 +130,8 @@ pub struct Intent {
 pub enum Intention {
     Make,
     Destroy,
+    /// Destroy, and then remove what is left of its organization.
+    Purge,
 }
 
 /// The vault's own record, written with every batch.

@@ -24,6 +24,10 @@ pub struct MortalDisk {
 }
 
 impl MortalDisk {
+    pub fn above(disk: Arc<dyn Disk>) -> MortalDisk {
+        MortalDisk { beneath: Some(disk), ..MortalDisk::default() }
+    }
+
     pub fn stop_after(&self, changes: usize) {
         self.left.store(changes as i64, Ordering::SeqCst);
         self.mortal.store(true, Ordering::SeqCst);

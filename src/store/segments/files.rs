@@ -144,12 +144,14 @@ impl Files {
         gone(fs::remove_file(&path)).map_err(|error| StoreError::io("remove", &path, error))
     }
 
+    /// Durable when it returns.
     pub fn remove_directory(&self, org: u32) -> Result<()> {
         let path = self.directory(org);
         self.ask("remove", &Op::Remove { path: &path }, &path)?;
         self.named.lock().remove(&path);
         self.unsynced.lock().directories.remove(&path);
-        gone(fs::remove_dir(&path)).map_err(|error| StoreError::io("remove", &path, error))
+        gone(fs::remove_dir(&path)).map_err(|error| StoreError::io("remove", &path, error))?;
+        self.sync_directory(&self.root)
     }
 
     /// How many files were synced; the directories of new ones are synced too, but not counted.
