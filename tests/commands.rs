@@ -4,8 +4,10 @@
 mod vault;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use vault::{Done, PROGRAM, Vault};
 
 /// The same story once through the daemon and once on the state directory itself.
@@ -193,6 +195,33 @@ fn status_names_daemon_token_and_counts() {
     let status = vault.command(&["status", "--json"]).good().json();
     assert!(status["daemon"].is_null());
     vault.command(&["umount", point.to_str().unwrap()]).refused(3);
+}
+
+#[test]
+fn umount_says_that_another_mount_namespace_holds_the_mount_and_waits_for_it() {
+    let vault = Vault::up();
+    let point = vault.point();
+    // Of what else is mounted the other namespace keeps nothing: other tests unmount meanwhile.
+    let script = r#"
+        findmnt -nlo TARGET -t fuse.vaultfs | grep -vxF "$0" | xargs -r -n 1 umount -l
+        echo ready; read -r _"#;
+    let mut other = Command::new("unshare");
+    other.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(&point);
+    let mut other = other.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(other.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    assert_eq!(ready, "ready\n");
+    let mut umount = vault.in_environment(PROGRAM);
+    let mut umount = umount.arg("umount").arg(&point).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(umount.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    let told = format!("not in the mount namespace of process {};", other.id());
+    let waits = umount.try_wait().unwrap().is_none();
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert!(umount.wait().unwrap().success());
+    assert!(waits && said.contains(&told), "{said}");
+    assert_eq!(vault.daemon(), None);
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod acl;
 mod atime;
 #[path = "mount/attributes.rs"]
 mod attributes;
+#[path = "mount/beside.rs"]
+mod beside;
 #[path = "mount/contexts.rs"]
 mod contexts;
 #[path = "mount/copying.rs"]

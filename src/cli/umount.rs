@@ -4,7 +4,7 @@ use super::Global;
 use super::exit::Failure;
 use super::output::print_json;
 use crate::api::{Code, user};
-use crate::daemon::mounts;
+use crate::daemon::mounts::{self, Mount};
 use crate::store::StateLock;
 use clap::Args;
 use std::ffi::CString;
@@ -37,7 +37,7 @@ impl Umount {
         let daemon = StateLock::holder(&mount.source);
         unmount(&mount.point)?;
         if let Some(pid) = daemon {
-            wait_for(pid, &mount.source);
+            wait_for(pid, &mount);
         }
         if global.json { print_json(&serde_json::json!({ "unmounted": mount.point })) } else { Ok(()) }
     }
@@ -77,12 +77,17 @@ fn busy(point: &Path) -> Failure {
 }
 
 /// Its lock goes when the vault is closed, everything stored; then the process.
-fn wait_for(pid: u32, state: &Path) {
+fn wait_for(pid: u32, mount: &Mount) {
     let (start, mut told) = (Instant::now(), false);
-    while StateLock::holder(state) == Some(pid) {
+    while StateLock::holder(&mount.source) == Some(pid) {
         if !told && start.elapsed() > SILENCE {
             told = true;
-            eprintln!("vaultfs: unmounted; waiting for process {pid} to store what is left");
+            match mounts::elsewhere(&mount.device) {
+                Some(other) => eprintln!(
+                    "vaultfs: unmounted here, but not in the mount namespace of process {other}; waiting until it is"
+                ),
+                None => eprintln!("vaultfs: unmounted; waiting for process {pid} to store what is left"),
+            }
         }
         std::thread::sleep(BETWEEN_LOOKS);
     }

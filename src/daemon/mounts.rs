@@ -1,5 +1,6 @@
 //! What is mounted where: `/proc/self/mountinfo`, proc_pid_mountinfo(5).
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ pub const TYPE: &str = "fuse.vaultfs";
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mount {
     pub point: PathBuf,
+    /// Which file system it is, however often it is mounted: `major:minor`.
+    pub device: String,
     pub kind: String,
     /// Of a vault: the canonical path of its state directory.
     pub source: PathBuf,
@@ -17,8 +20,24 @@ pub struct Mount {
 
 /// Every mount that this process sees, later ones over earlier ones. None are seen without /proc.
 pub fn all() -> Vec<Mount> {
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    seen_by("self")
+}
+
+fn seen_by(process: &str) -> Vec<Mount> {
+    let text = std::fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
     text.split(|b| *b == b'\n').filter_map(parse).collect()
+}
+
+/// A process of another mount namespace in which the file system is mounted, where its processes can be seen.
+pub fn elsewhere(device: &str) -> Option<u32> {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let mut looked_at = HashSet::from([namespace("self")?]);
+    let processes = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let other = |process: &String| {
+        let other = process.parse::<u32>().is_ok() && namespace(process).is_some_and(|found| looked_at.insert(found));
+        other && seen_by(process).iter().any(|mount| mount.kind == TYPE && mount.device == device)
+    };
+    processes.into_iter().find(other)?.parse().ok()
 }
 
 /// The vault that is mounted on `point`, if what lies on top there is one.
@@ -34,10 +53,11 @@ pub fn of_state(state: &Path) -> Option<Mount> {
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
-    let point = fields.nth(4)?;
+    let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
+    let point = fields.nth(1)?;
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8(after.next()?.to_vec()).ok()?;
-    Some(Mount { point: unescape(point), kind, source: unescape(after.next()?) })
+    Some(Mount { point: unescape(point), device, kind, source: unescape(after.next()?) })
 }
 
 /// Space, tab, newline and backslash stand as three octal digits after a backslash.
@@ -70,7 +90,7 @@ mod tests {
             br"412 29 0:61 / /mnt/my\040vault rw,nosuid shared:7 - fuse.vaultfs /var/lib/a\134b\011 rw,user_id=0";
         let mount = parse(line).unwrap();
         assert_eq!(mount.point, Path::new("/mnt/my vault"));
-        assert_eq!(mount.kind, TYPE);
+        assert_eq!((mount.device.as_str(), mount.kind.as_str()), ("0:61", TYPE));
         assert_eq!(mount.source, Path::new("/var/lib/a\\b\t"));
     }
 

@@ -6,17 +6,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub const PERMISSIONS: u32 = 0o7777;
 
-/// What an `open` allows. In writeback mode the kernel reads the pages that it completes through whatever handle it has,
-/// and has itself chosen the place of what it appends.
+/// What an `open` allows. In writeback mode the kernel reads the pages that it completes through whatever handle it has.
 pub fn access(flags: i32, writeback: bool) -> Access {
     let mode = flags & libc::O_ACCMODE;
     let write = mode == libc::O_WRONLY || mode == libc::O_RDWR;
     Access {
         read: mode != libc::O_WRONLY || writeback,
         write,
-        append: flags & libc::O_APPEND != 0 && !writeback,
+        append: appends(flags, writeback),
         truncate: flags & libc::O_TRUNC != 0,
     }
+}
+
+/// Whether a write goes to the end of the file. In writeback mode the kernel has itself chosen the place.
+pub fn appends(flags: i32, writeback: bool) -> bool {
+    flags & libc::O_APPEND != 0 && !writeback
 }
 
 /// Whether reading through such an open sets the time of access. (In writeback mode the kernel reads what it completes.)

@@ -220,12 +220,14 @@ impl Filesystem for Transport {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // Now, which may be another way than it was opened (F_SETFL).
+        let offset = if translate::appends(flags.0, self.writeback) { None } else { Some(offset) };
         self.dispatch.answer(caller(req, 0), data, reply, move |vault, caller, data| {
-            vault.write(caller, Handle(fh.0), offset, data).map(|()| data.len() as u32)
+            vault.write_at(caller, Handle(fh.0), offset, data).map(|()| data.len() as u32)
         });
     }
 

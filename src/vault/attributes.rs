@@ -99,11 +99,15 @@ impl Vault {
             return if listed { self.check_copyable(caller, ino).map(drop) } else { Err(BELONGS_TO_THE_VAULT) };
         }
         check_namespace(name)?;
-        self.change_attributes(caller, ino, |_, attributes| match attributes.0.remove(name) {
+        let remove = |_: &mut Node, attributes: &mut Attributes| match attributes.0.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(Error::NoAttribute),
+        };
+        match self.change_attributes(caller, ino, remove) {
             // Where there is no list there need be none to remove, as on ext4.
-            None if !is_acl(name) => Err(Error::NoAttribute),
-            _ => Ok(()),
-        })
+            Err(Error::NoAttribute) if is_acl(name) => Ok(()),
+            removed => removed,
+        }
     }
 
     fn own_attributes(&self, caller: &Caller, ino: Ino) -> Result<Option<std::sync::Arc<Attributes>>> {

@@ -213,7 +213,14 @@ impl Vault {
         Ok(buffer)
     }
 
+    /// Writes as the handle was opened: at `offset`, or at the end.
     pub fn write(&self, caller: &Caller, handle: Handle, offset: u64, data: &[u8]) -> Result<()> {
+        let append = self.handles.find(handle)?.access.append;
+        self.write_at(caller, handle, if append { None } else { Some(offset) }, data)
+    }
+
+    /// `None`: at the end, wherever that is by then.
+    pub fn write_at(&self, caller: &Caller, handle: Handle, offset: Option<u64>, data: &[u8]) -> Result<()> {
         let file = self.handles.find(handle)?;
         if !file.access.write {
             return Err(Error::BadHandle);
@@ -225,7 +232,7 @@ impl Vault {
         self.complete_map(file.ino, &mut state)?;
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
-        let offset = if file.access.append { node.size } else { offset };
+        let offset = offset.unwrap_or(node.size);
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX).ok_or(Error::TooBig)?;
         let mut key = state.key.clone();
         while key.is_none() {
@@ -449,7 +456,8 @@ impl Vault {
         if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
-        if set.changes_nothing() && !set.written && !caller.owns(&node) && set_ids(caller, &node) != 0 {
+        let takes_set_ids = !node.kind.is_directory() && set_ids(caller, &node) != 0;
+        if set.changes_nothing() && !set.written && !caller.owns(&node) && takes_set_ids {
             // Where somebody may be about to write, the write itself sees to it.
             return match self.has_writers(ino) {
                 true => Ok(Attr::of(ino, &node)),

@@ -178,9 +178,6 @@ impl Reference {
             Op::Copy { from, at, to, to_at, len } => {
                 let source = self.slot(*from)?.node;
                 let target = self.slot(*to)?.clone();
-                if target.append {
-                    return Err(libc::EBADF);
-                }
                 let data = self.nodes[&source].data.clone();
                 let part = data.get((*at).min(data.len())..(at + len).min(data.len())).unwrap_or_default();
                 if part.is_empty() {

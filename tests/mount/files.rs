@@ -1,12 +1,15 @@
 //! Contents of files: what ext4 does with sizes, holes, ranges, mappings and locks.
 
-use crate::kernel::{Mapping, copy_file_range, errno, fallocate, lock_description, seek, statvfs, vault_says};
+use crate::kernel::{
+    Mapping, copy_file_range, errno, fallocate, lock_description, seek, set_flags, statvfs, vault_says,
+};
 use crate::vault::{Vault, run};
 use libc::{FALLOC_FL_KEEP_SIZE as KEEP, FALLOC_FL_PUNCH_HOLE as PUNCH, FALLOC_FL_ZERO_RANGE as ZERO};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 const MIB: u64 = 1 << 20;
 
@@ -143,6 +146,28 @@ fn appenders_do_not_overwrite_each_other() {
 }
 
 #[test]
+fn a_descriptor_appends_while_its_flag_says_so_and_a_mapping_through_it_never() {
+    for mount in [&[][..], &["-o", "writeback"]] {
+        let vault = Vault::up_with(mount);
+        let f = vault.org("a").join("f");
+        fs::write(&f, "0123456789").unwrap();
+        let file = OpenOptions::new().read(true).append(true).open(&f).unwrap();
+        let mut mapping = Mapping::shared(&file, 10);
+        mapping.write(2, b"MM");
+        mapping.sync();
+        file.write_all_at(b"A", 0).unwrap();
+        set_flags(&file, 0).unwrap();
+        file.write_all_at(b"W", 0).unwrap();
+        seek(&file, 11, libc::SEEK_SET).unwrap();
+        assert_eq!(copy_file_range(&File::open(&f).unwrap(), &file, 1).unwrap(), 1);
+        set_flags(&file, libc::O_APPEND).unwrap();
+        file.write_all_at(b"A", 5).unwrap();
+        drop(mapping);
+        assert_eq!(fs::read_to_string(&f).unwrap(), "W1MM456789AWA", "{mount:?}");
+    }
+}
+
+#[test]
 fn shared_mappings_and_reads_see_the_same_bytes() {
     let vault = Vault::up();
     let f = vault.org("a").join("f");
@@ -164,6 +189,51 @@ fn shared_mappings_and_reads_see_the_same_bytes() {
     vault.remount();
     let kept = fs::read(&f).unwrap();
     assert_eq!((&kept[4090..4102], &kept[8192..8199]), (&b"across pages"[..], &b"written"[..]));
+}
+
+#[test]
+fn processes_that_map_and_processes_that_read_and_write_see_the_same_bytes() {
+    let vault = Vault::up();
+    let f = vault.org("a").join("f");
+    create(&f).set_len(8192).unwrap();
+    // One maps and one uses calls; each adds to the number that the other left, in turns.
+    let script = r#"
+import mmap, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+maps = sys.argv[2] == "1"
+page = mmap.mmap(fd, 8192) if maps else None
+for turn in range(200):
+    sys.stdin.readline()
+    for at in (0, 4092, 8184):
+        if maps:
+            n, = struct.unpack_from("I", page, at)
+            struct.pack_into("I", page, at, n + 1)
+        else:
+            n, = struct.unpack("I", os.pread(fd, 4, at))
+            os.pwrite(fd, struct.pack("I", n + 1), at)
+        assert n == 2 * turn + maps, (turn, at, n)
+    print(turn, flush=True)
+"#;
+    let start = |maps: &str| {
+        let mut python = Command::new("timeout");
+        python.args(["60", "/usr/bin/python3", "-c", script]).arg(&f).arg(maps);
+        let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        (child, said)
+    };
+    let mut both = [start("0"), start("1")];
+    for turn in 0..200 {
+        for (child, said) in &mut both {
+            child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+            let mut line = String::new();
+            said.read_line(&mut line).unwrap();
+            assert_eq!(line, format!("{turn}\n"));
+        }
+    }
+    for (mut child, _) in both {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(fs::read(&f).unwrap()[4092..4096], 400u32.to_le_bytes());
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! Positions in a listing: `telldir`, `seekdir` and `rewinddir` on a directory of 100,000 entries that changes meanwhile.
+//! Listings: the types in them; `telldir`, `seekdir` and `rewinddir` on a directory of 100,000 entries that changes meanwhile.
 
 use crate::kernel::{Listing, mknod};
 use crate::vault::Vault;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::symlink;
 
 const STAYS: usize = 100_000;
 
@@ -61,4 +62,36 @@ fn positions_in_a_directory_of_100000_entries_outlive_its_changes() {
     let listed: BTreeSet<String> = again.into_iter().filter(|name| name != "." && name != "..").collect();
     assert_eq!(listed, there);
     assert!(!listed.contains("goes0") && listed.contains("new0"));
+}
+
+#[test]
+fn a_listing_says_of_each_entry_what_it_is() {
+    let vault = Vault::up();
+    let a = vault.org("a");
+    fs::create_dir(a.join("folder")).unwrap();
+    fs::write(a.join("file"), "").unwrap();
+    symlink("nowhere", a.join("link")).unwrap();
+    for (name, kind) in
+        [("fifo", libc::S_IFIFO), ("socket", libc::S_IFSOCK), ("char", libc::S_IFCHR), ("block", libc::S_IFBLK)]
+    {
+        mknod(a.join(name), kind | 0o600, libc::makedev(1, 3)).unwrap();
+    }
+    let expected = [
+        (".", libc::DT_DIR),
+        ("..", libc::DT_DIR),
+        ("block", libc::DT_BLK),
+        ("char", libc::DT_CHR),
+        ("fifo", libc::DT_FIFO),
+        ("file", libc::DT_REG),
+        ("folder", libc::DT_DIR),
+        ("link", libc::DT_LNK),
+        ("socket", libc::DT_SOCK),
+    ];
+    let expected: BTreeMap<String, u8> = expected.map(|(name, kind)| (name.to_owned(), kind)).into();
+    for _ in 0..2 {
+        let mut listing = Listing::open(&a);
+        assert_eq!(std::iter::from_fn(|| listing.next_typed()).collect::<BTreeMap<_, _>>(), expected);
+        drop(listing);
+        vault.remount();
+    }
 }

@@ -1,6 +1,6 @@
 //! When set-user-ID and set-group-ID bits and file capabilities go: as on ext4 under Linux 6.18.
 
-use crate::vault::{Vault, try_run};
+use crate::vault::{Vault, run, try_run};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
@@ -87,4 +87,8 @@ fn a_write_by_root_keeps_set_id_bits_and_a_chown_takes_them() {
     fs::set_permissions(&d, PermissionsExt::from_mode(0o6777)).unwrap();
     chown(&d, Some(1000), Some(1000)).unwrap();
     assert_eq!(fs::metadata(&d).unwrap().mode() & 0o7777, 0o6777, "folders keep them");
+    vault.open_to_others();
+    let script = "/usr/bin/python3 -c 'import os, sys; os.chown(sys.argv[1], -1, -1)' \"$0\"";
+    run("setpriv", &[&"--reuid", &"1001", &"--clear-groups", &"sh", &"-c", &script, &d]);
+    assert_eq!(fs::metadata(&d).unwrap().mode() & 0o7777, 0o6777, "whoever asks");
 }

@@ -85,7 +85,8 @@ pub fn mkdir_at(folder: &File, name: &str) -> io::Result<File> {
 }
 
 pub fn open_at(folder: &File, name: &str, flags: i32) -> io::Result<File> {
-    let name = c(name);
+    // Else a program that another test starts meanwhile would have it too, and the mount be in use for as long.
+    let (name, flags) = (c(name), flags | libc::O_CLOEXEC);
     // SAFETY: the descriptor is open and the name ends in NUL.
     let fd = unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags, 0o644) };
     // SAFETY: a new descriptor, which nobody else has.
@@ -101,6 +102,12 @@ pub fn remove_at(folder: &File, name: &str, flags: i32) -> io::Result<()> {
 pub fn fallocate(file: &File, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: the descriptor is open; the rest are numbers.
     done(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// `F_SETFL`.
+pub fn set_flags(file: &File, flags: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the rest are numbers.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
 
 /// `SEEK_DATA` and `SEEK_HOLE`.
@@ -161,10 +168,16 @@ impl Listing {
 
     /// The name of the next entry, dots too.
     pub fn next(&mut self) -> Option<String> {
+        self.next_typed().map(|(name, _)| name)
+    }
+
+    /// With its `d_type`, for which nobody has to look at the entry itself.
+    pub fn next_typed(&mut self) -> Option<(String, u8)> {
         // SAFETY: the stream is open, and what it points to lives until the next call.
-        let name = unsafe { libc::readdir(self.0).as_ref()?.d_name.as_ptr() };
+        let entry = unsafe { libc::readdir(self.0).as_ref()? };
         // SAFETY: names end in NUL.
-        Some(unsafe { std::ffi::CStr::from_ptr(name) }.to_str().unwrap().to_owned())
+        let name = unsafe { std::ffi::CStr::from_ptr(entry.d_name.as_ptr()) };
+        Some((name.to_str().unwrap().to_owned(), entry.d_type))
     }
 
     pub fn tell(&mut self) -> i64 {
@@ -249,7 +262,7 @@ impl FileHandle {
 
     /// Opens what the handle is of, found by `mount`, any open file of its file system.
     pub fn open(&self, mount: &File, flags: i32) -> io::Result<File> {
-        let mut handle = self.clone();
+        let (mut handle, flags) = (self.clone(), flags | libc::O_CLOEXEC);
         // SAFETY: a whole handle, as `name_to_handle_at` filled it.
         let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), handle.0.as_mut_ptr().cast(), flags) };
         // SAFETY: a new descriptor, which nobody else has.

@@ -27,7 +27,7 @@ impl Vault {
             return Err(Error::Unsupported("copying a range of a version inside the vault"));
         }
         let (source, target) = (self.handles.find(from.0)?, self.handles.find(to.0)?);
-        if !source.access.read || !target.access.write || target.access.append {
+        if !source.access.read || !target.access.write {
             return Err(Error::BadHandle);
         }
         if source.ino == target.ino {
@@ -66,7 +66,7 @@ impl Vault {
         }
         let end = self.seek(caller, from.0, from.1, Seek::Hole)?;
         let bytes = self.read(caller, from.0, from.1, (end - from.1).min(len).min(PART) as usize)?;
-        self.write(caller, to.0, to.1, &bytes)?;
+        self.write_at(caller, to.0, Some(to.1), &bytes)?;
         Ok(Part { length: bytes.len() as u64, sealed: bytes.len() as u64 })
     }
 
