@@ -1,6 +1,10 @@
 //! What somebody who can write to the state directory can reach: an error for what they touched, named by
 //! `fsck`, never a wrong byte; everything else goes on.
 
+#[path = "support/dice.rs"]
+mod dice;
+#[path = "tampering/random.rs"]
+mod random;
 #[path = "keys/token.rs"]
 #[allow(dead_code, reason = "the tests of the keys use the rest")]
 mod token;
@@ -415,5 +419,22 @@ fn a_damaged_extent_stops_nothing_but_its_object() {
         let new = vault.find_object(b"alpha/folder/new").unwrap();
         assert_eq!(version(&vault, new, 1).unwrap(), b"written");
         vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_missing_extent_is_an_error_and_not_a_hole() {
+    token::isolated("a_missing_extent_is_an_error_and_not_a_hole", |token| {
+        let sample = Sample::new(token);
+        for (key, _) in sample.rows("extent") {
+            let state = sample.copy();
+            database(&state, "DELETE FROM extent WHERE k = ?1", [&key]);
+            let what = format!("extent {}", hex(&key));
+            let (judged, lost) = sample.judge(&state, &what);
+            let codes: Vec<FindingCode> = judged.unwrap().iter().map(|finding| finding.code).collect();
+            assert!(codes.contains(&FindingCode::ExtentMissing), "{what}: {codes:?}");
+            // A tombstone's value is not read.
+            assert!(lost > 0 || codes == [FindingCode::ExtentMissing], "{what}");
+        }
     });
 }

@@ -171,10 +171,7 @@ pub fn set(caller: &Caller, node: &mut Node, attributes: &mut Attributes, name: 
 impl Vault {
     /// The access list follows a `chmod` of its inode.
     pub(super) fn follow_mode(&self, tx: &mut Tx, ino: Ino, node: &Node) -> Result<()> {
-        if !node.attributes {
-            return Ok(());
-        }
-        let Some(attributes) = tx.get::<Attributes>(ino)? else { return Ok(()) };
+        let Some(attributes) = self.attributes_in(tx, ino, node)? else { return Ok(()) };
         if let Some(acl) = self.acl(ino, &attributes, ACCESS)? {
             let mut attributes = (*attributes).clone();
             attributes.0.insert(ACCESS.to_vec(), ByteBuf::from(acl.with_mode(node.mode).encode()));
@@ -194,7 +191,7 @@ impl Vault {
         directory: bool,
     ) -> Result<Made> {
         let (ino, node) = folder;
-        let attributes = if node.attributes { tx.get::<Attributes>(ino)? } else { None };
+        let attributes = self.attributes_in(tx, ino, node)?;
         let default = attributes.map(|attributes| self.acl(ino, &attributes, DEFAULT)).transpose()?.flatten();
         let Some(default) = default else { return Ok(Made { mode: mode & !caller.umask, attributes: None }) };
         let mut inherited = Attributes::default();

@@ -18,6 +18,7 @@ use super::versions::VERSIONS_STAY;
 use super::{Caller, SetXattr, Vault};
 use crate::keys::KekState;
 use serde_bytes::ByteBuf;
+use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -110,7 +111,7 @@ impl Vault {
         }
     }
 
-    fn own_attributes(&self, caller: &Caller, ino: Ino) -> Result<Option<std::sync::Arc<Attributes>>> {
+    fn own_attributes(&self, caller: &Caller, ino: Ino) -> Result<Option<Arc<Attributes>>> {
         if ino.is_graveyard() {
             return Ok(None);
         }
@@ -118,10 +119,40 @@ impl Vault {
             self.enter(ino, caller.patience)?;
         }
         match self.records.get::<Node>(ino)? {
-            Some(node) if node.attributes => self.records.get::<Attributes>(ino),
-            Some(_) => Ok(None),
+            Some(_) => self.attributes_of(ino),
             None => self.last_attributes(ino).map(Some).ok_or(Error::NotFound),
         }
+    }
+
+    /// The attributes of an inode. Where it says that it has some and the row is gone, an access control list or a key
+    /// context may have gone with it: an error, not "none".
+    pub(super) fn attributes_of(&self, ino: Ino) -> Result<Option<Arc<Attributes>>> {
+        let mut node = self.records.get::<Node>(ino)?;
+        while node.as_ref().is_some_and(|node| node.attributes) {
+            if let Some(attributes) = self.records.get::<Attributes>(ino)? {
+                return Ok(Some(attributes));
+            }
+            // Each change of the attributes is one of the inode too: the same inode still means that nobody removed them.
+            let before = std::mem::replace(&mut node, self.records.get::<Node>(ino)?);
+            if let (Some(before), Some(now)) = (before, &node)
+                && Arc::ptr_eq(&before, now)
+            {
+                return Err(self.missing_attributes(ino));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Self::attributes_of`], for an inode that the transaction holds.
+    pub(super) fn attributes_in(&self, tx: &Tx, ino: Ino, node: &Node) -> Result<Option<Arc<Attributes>>> {
+        if !node.attributes {
+            return Ok(None);
+        }
+        tx.get::<Attributes>(ino)?.ok_or_else(|| self.missing_attributes(ino)).map(Some)
+    }
+
+    fn missing_attributes(&self, ino: Ino) -> Error {
+        self.corrupt("attributes", ino, "missing".into())
     }
 
     fn change_attributes(
@@ -147,7 +178,7 @@ impl Vault {
         if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
             return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
         }
-        let mut attributes = tx.get::<Attributes>(ino)?.map_or_else(Attributes::default, |a| (*a).clone());
+        let mut attributes = self.attributes_in(&tx, ino, &node)?.map_or_else(Attributes::default, |a| (*a).clone());
         change(&mut node, &mut attributes)?;
         put_attributes(&mut tx, ino, node, attributes);
         self.finish(tx);

@@ -3,9 +3,9 @@
 use super::Vault;
 use super::changes::Changes;
 use super::error::{Error, Place, Result};
-use super::extents::ExtentMap;
+use super::extents::{self, ExtentMap};
 use super::ids::{Ino, OrgNo};
-use super::row::{ContentRecord, Extent, Past, Piece, Record, RowAt, Stored, Version};
+use super::row::{ContentRecord, Extent, Node, Past, Piece, Record, RowAt, Stored, Version};
 use crate::crypto::{self, ExtentKey, LockedKey};
 use crate::keys::{KeyError, Patience};
 use crate::store::Key;
@@ -254,7 +254,8 @@ impl Vault {
         Ok(())
     }
 
-    /// The pieces that make up a committed version; what it holds must have been stored.
+    /// The pieces that make up a committed version; what it holds must have been stored. The caller holds the content's
+    /// state, so that no rows change meanwhile.
     pub(super) fn pieces_of(&self, version: &Version) -> Result<Pieces> {
         let ino = version.content;
         let mut pieces = Vec::new();
@@ -304,9 +305,16 @@ impl Vault {
         Ok(ExtentMap::of_live(rows.into_iter().map(|(key, row)| (number(&key[8..]), row.0.clone()))))
     }
 
+    /// Where the inode counts more than its rows hold, one was taken away: what it held must not read as a hole. The
+    /// count and the rows change together, while the writer thread holds the content's state.
     fn live_rows(&self, ino: Ino) -> Result<Vec<(Key, Arc<Extent>)>> {
         let (like, from, to) = rows_of::<Extent>(ino, Extent::at((ino, 0)));
-        self.records.scan_all(like, from, to)
+        let rows = self.records.scan_all::<Extent>(like, from, to)?;
+        let held: u64 = rows.iter().map(|(_, row)| extents::stored_bytes(&row.0)).sum();
+        match self.records.get::<Node>(ino)? {
+            Some(node) if held < node.stored => Err(self.corrupt("extent", ino, "missing".into())),
+            _ => Ok(rows),
+        }
     }
 
     fn past_rows(&self, ino: Ino) -> Result<Vec<(Key, Arc<Past>)>> {

@@ -95,7 +95,7 @@ impl Vault {
 
     /// The pairs that are set on a folder itself.
     pub(super) fn own_pairs(&self, folder: Ino, node: &Node) -> Result<Context> {
-        let attributes = if node.attributes { self.records.get::<Attributes>(folder)? } else { None };
+        let attributes = if node.attributes { self.attributes_of(folder)? } else { None };
         let pair = |(name, value): (&Vec<u8>, &ByteBuf)| {
             let key = name.strip_prefix(PAIR_PREFIX)?;
             Some((String::from_utf8_lossy(key).into_owned(), String::from_utf8_lossy(value).into_owned()))
@@ -258,7 +258,7 @@ impl Vault {
         let mut pairs: BTreeMap<String, String> = self.own_pairs(folder, &node)?.into_iter().collect();
         let before = pairs.len();
         change(&mut pairs)?;
-        let mut attributes = tx.get::<Attributes>(folder)?.map_or_else(Attributes::default, |a| (*a).clone());
+        let mut attributes = self.attributes_in(&tx, folder, &node)?.map_or_else(Attributes::default, |a| (*a).clone());
         let name = [PAIR_PREFIX, key.as_bytes()].concat();
         match pairs.get(key) {
             Some(value) => attributes.0.insert(name, ByteBuf::from(value.as_bytes())),

@@ -235,7 +235,7 @@ impl Vault {
         }
         self.check_quota(org, 0, size.saturating_sub(old.size))?;
         (node.mode, node.uid, node.gid, node.attributes) = (old.mode, old.uid, old.gid, old.attributes);
-        match tx.get::<Attributes>(standing.ino)? {
+        match self.attributes_in(&tx, standing.ino, &old)? {
             Some(attributes) => tx.put(ino, (*attributes).clone()),
             None => tx.delete::<Attributes>(ino),
         }

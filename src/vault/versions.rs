@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::ids::{Ino, ObjectId, OrgNo, VersionId};
 use super::listing::FIRST_COOKIE;
 use super::reading::Kept;
-use super::row::{Attributes, ContentRecord, Kind, Node, Object, Version};
+use super::row::{ContentRecord, Kind, Node, Object, Version};
 use super::{Access, Attr, Caller, DirEntry, Handle, Seek, Vault};
 use crate::keys::Patience;
 use parking_lot::Mutex;
@@ -345,10 +345,7 @@ impl Vault {
     }
 
     fn access_list(&self, ino: Ino, node: &Node) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-        if !node.attributes {
-            return Ok(None);
-        }
-        let attributes = self.records.get::<Attributes>(ino)?;
+        let attributes = if node.attributes { self.attributes_of(ino)? } else { None };
         let list = attributes.and_then(|attributes| attributes.0.get(acl::ACCESS).map(|list| list.to_vec()));
         Ok(list.map(|list| (acl::ACCESS.to_vec(), list)))
     }

@@ -120,7 +120,7 @@ codes! {
     SegmentRecord "segment-record" Error true "`vaultfs fsck --repair` makes the record anew from what names the segment";
     SegmentOverlap "segment-overlap" Error false "restore the objects from a backup";
     ExtentOverlap "extent-overlap" Error false "restore the object from a backup";
-    ExtentMissing "extent-missing" Error false "compare the object with a backup: a part of it may read as zeros";
+    ExtentMissing "extent-missing" Error false "restore the object from a backup; it is not read, because the missing part would read as zeros";
     FreedInUse "freed-in-use" Error true "do not mount; `vaultfs fsck --repair` keeps the bytes";
     EntryDangling "entry-dangling" Error true "restore the object from a backup; `vaultfs fsck --repair` removes the name";
     EntryName "entry-name" Error false "restore the state directory from a backup";
