@@ -1,4 +1,4 @@
-//! The only user of `aes-gcm`, `hkdf` and `hmac`: sealing, labels, and nonces that cannot be reused.
+//! The only user of `aes-gcm`, `aws-lc-rs`, `hkdf` and `hmac`: sealing, labels, and nonces that cannot be reused.
 //!
 //! Every sealing draws a fresh 128-bit salt; its key is `HKDF-SHA256(secret, salt, label)` (RFC 5869)
 //! and encrypts one message, or the numbered blocks of one extent, so no counter has to survive a
@@ -6,10 +6,12 @@
 
 mod block;
 mod locked;
+mod plain;
 mod record;
 
 pub use block::{BlockSize, ExtentKey, Tag};
 pub use locked::LockedKey;
+pub use plain::Plain;
 pub use record::{NameKey, RecordKey, RecordPlace};
 
 use hkdf::Hkdf;

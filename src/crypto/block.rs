@@ -1,8 +1,7 @@
 //! Sealing of an extent: a run of file bytes cut into blocks, one key for the extent, the block number as nonce.
 
 use super::{CryptoError, LockedKey, Salt, derive, label};
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::ops::Range;
 
 /// The authentication tag of one block.
@@ -39,7 +38,7 @@ impl BlockSize {
 
 /// The key of one extent, derived for it alone.
 pub struct ExtentKey {
-    cipher: Aes256Gcm,
+    cipher: LessSafeKey,
     binding: [u8; 24],
     block: BlockSize,
     len: usize,
@@ -59,7 +58,8 @@ impl ExtentKey {
         let mut binding = [0; 24];
         binding[..16].copy_from_slice(organization);
         binding[16..].copy_from_slice(&content.to_be_bytes());
-        ExtentKey { cipher: Aes256Gcm::new((&*key).into()), binding, block, len }
+        let cipher = UnboundKey::new(&AES_256_GCM, &*key).expect("32 bytes is an AES-256 key");
+        ExtentKey { cipher: LessSafeKey::new(cipher), binding, block, len }
     }
 
     /// Encrypts a whole extent in place; a tag for each block.
@@ -67,36 +67,37 @@ impl ExtentKey {
         assert_eq!(data.len(), self.len, "an extent is sealed whole");
         let tag_of = |(number, block): (usize, &mut [u8])| {
             let (nonce, aad) = self.nonce_and_aad(number);
-            self.cipher
-                .encrypt_inout_detached(&nonce, &aad, block.into())
-                .expect("a block is far below GCM's length limit")
-                .into()
+            let tag = self.cipher.seal_in_place_separate_tag(nonce, aad, block);
+            tag.expect("a block is far below GCM's length limit").as_ref().try_into().expect("a tag of 16 bytes")
         };
         data.chunks_mut(self.block.bytes()).enumerate().map(tag_of).collect()
     }
 
-    /// Decrypts in place the blocks from number `first` on; `data` ends at a block's or the extent's end.
-    pub fn open(&self, first: usize, data: &mut [u8], tags: &[Tag]) -> Result<(), CryptoError> {
-        if tags.len() != self.block.count(data.len()) {
+    /// Decrypts the blocks from number `first` on into `plain`, which is as long as `sealed`; that ends at a block's or
+    /// the extent's end. After an error `plain` holds nothing of use.
+    pub fn open(&self, first: usize, sealed: &[u8], tags: &[Tag], plain: &mut [u8]) -> Result<(), CryptoError> {
+        if tags.len() != self.block.count(sealed.len()) {
             return Err(CryptoError::Authentication);
         }
-        for ((number, block), tag) in (first..).zip(data.chunks_mut(self.block.bytes())).zip(tags) {
+        let size = self.block.bytes();
+        let blocks = sealed.chunks(size).zip(plain.chunks_mut(size));
+        for ((number, (sealed, plain)), tag) in (first..).zip(blocks).zip(tags) {
             let (nonce, aad) = self.nonce_and_aad(number);
             self.cipher
-                .decrypt_inout_detached(&nonce, &aad, block.into(), tag.into())
+                .open_separate_gather(nonce, aad, sealed, tag, plain)
                 .map_err(|_| CryptoError::Authentication)?;
         }
         Ok(())
     }
 
-    fn nonce_and_aad(&self, number: usize) -> (Nonce<aes_gcm::aead::consts::U12>, [u8; 33]) {
+    fn nonce_and_aad(&self, number: usize) -> (Nonce, Aad<[u8; 33]>) {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&(number as u64).to_be_bytes());
         let mut aad = [0; 33];
         aad[..24].copy_from_slice(&self.binding);
         aad[24..32].copy_from_slice(&(number as u64).to_be_bytes());
         aad[32] = u8::from(number + 1 == self.block.count(self.len));
-        (nonce.into(), aad)
+        (Nonce::assume_unique_for_key(nonce), Aad::from(aad))
     }
 }
 
@@ -120,11 +121,27 @@ mod tests {
             let block = BlockSize::for_extent(len);
             let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, block, len);
             for first in 0..block.count(len) {
-                let mut part = data[first * block.bytes()..].to_vec();
-                key.open(first, &mut part, &tags[first..]).unwrap();
+                let sealed = &data[first * block.bytes()..];
+                let mut part = vec![0; sealed.len()];
+                key.open(first, sealed, &tags[first..], &mut part).unwrap();
                 assert_eq!(part, plain[first * block.bytes()..]);
             }
         }
+    }
+
+    /// The ciphers of blocks and of records are two implementations of one algorithm.
+    #[test]
+    fn another_implementation_opens_a_block() {
+        use aes_gcm::aead::{AeadInOut, KeyInit};
+        let (dek, salt, mut data, tags, plain) = sealed(20_000);
+        let derived = derive(&dek, Some(&salt), label::EXTENT);
+        let other = aes_gcm::Aes256Gcm::new((&*derived).into());
+        let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, BlockSize::for_extent(20_000), 20_000);
+        for ((number, block), tag) in data.chunks_mut(4096).enumerate().zip(&tags) {
+            let (nonce, aad) = key.nonce_and_aad(number);
+            other.decrypt_inout_detached(nonce.as_ref().into(), aad.as_ref(), block.into(), tag.into()).unwrap();
+        }
+        assert_eq!(data, plain);
     }
 
     #[test]
@@ -133,7 +150,8 @@ mod tests {
         let (dek, salt, data, tags, _) = sealed(len);
         let block = BlockSize::for_extent(len);
         let open = |org: u8, content, len, first: usize, data: &[u8], tags: &[Tag]| {
-            ExtentKey::new(&dek, &salt, &[org; 16], content, block, len).open(first, &mut data.to_vec(), tags)
+            let key = ExtentKey::new(&dek, &salt, &[org; 16], content, block, len);
+            key.open(first, data, tags, &mut vec![0; data.len()])
         };
         assert!(open(1, 9, len, 0, &data, &tags).is_ok());
         assert!(open(2, 9, len, 0, &data, &tags).is_err(), "another organization");

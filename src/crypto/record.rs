@@ -1,6 +1,6 @@
 //! Sealing of one record (a row of the store) and hashing of names, both under a metadata key.
 
-use super::{CryptoError, LockedKey, Salt, derive, hmac, label};
+use super::{CryptoError, LockedKey, Plain, Salt, derive, hmac, label};
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInOut, KeyInit, array::Array};
 use zeroize::Zeroizing;
@@ -61,15 +61,15 @@ impl RecordKey {
     }
 
     /// The plaintext of what `seal` appended.
-    pub fn open(&self, place: &RecordPlace, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+    pub fn open(&self, place: &RecordPlace, sealed: &[u8]) -> Result<Plain, CryptoError> {
         let text = sealed.len().checked_sub(SALT + TAG).ok_or(CryptoError::Authentication)?;
         let (salt, rest) = sealed.split_at(SALT);
         let (ciphertext, tag) = rest.split_at(text);
         let salt = Salt(salt.try_into().expect("split at SALT"));
         let tag: &[u8; TAG] = tag.try_into().expect("the rest is a tag");
-        let mut plaintext = Zeroizing::new(ciphertext.to_vec());
+        let mut plaintext = Plain::from(ciphertext.to_vec());
         self.cipher(&salt)
-            .decrypt_inout_detached(&Array::default(), &place.aad(), plaintext.as_mut_slice().into(), tag.into())
+            .decrypt_inout_detached(&Array::default(), &place.aad(), (&mut plaintext[..]).into(), tag.into())
             .map_err(|_| CryptoError::Authentication)?;
         Ok(plaintext)
     }
@@ -106,7 +106,7 @@ mod tests {
         };
         let mut sealed = Vec::new();
         key.seal(&place(1, &[1; 16], b"row", 4), b"the attributes", &mut sealed);
-        assert_eq!(&**key.open(&place(1, &[1; 16], b"row", 4), &sealed).unwrap(), b"the attributes");
+        assert_eq!(&*key.open(&place(1, &[1; 16], b"row", 4), &sealed).unwrap(), b"the attributes");
         assert!(key.open(&place(2, &[1; 16], b"row", 4), &sealed).is_err());
         assert!(key.open(&place(1, &[2; 16], b"row", 4), &sealed).is_err());
         assert!(key.open(&place(1, &[1; 16], b"rov", 4), &sealed).is_err());

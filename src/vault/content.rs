@@ -6,12 +6,13 @@ use super::error::{Error, Place, Result};
 use super::extents::{self, ExtentMap};
 use super::ids::{Ino, OrgNo};
 use super::row::{ContentRecord, Extent, Node, Past, Piece, Record, RowAt, Stored, Version};
-use crate::crypto::{self, ExtentKey, LockedKey};
+use crate::crypto::{self, ExtentKey, LockedKey, Plain};
 use crate::keys::{KeyError, Patience};
 use crate::store::Key;
 use parking_lot::{Mutex, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -348,37 +349,36 @@ impl Vault {
             piece.block,
             piece.extent_len as usize,
         );
-        let open = |data: &mut [u8]| -> Result<()> {
-            self.read_stored(org, piece, bytes.start, data)?;
-            let opened = cipher.open(blocks.start, data, tags);
+        let sealed = self.stored_part(org, piece, bytes.clone())?;
+        let open = |plain: &mut [u8]| {
+            let opened = cipher.open(blocks.start, &sealed, tags, plain);
             opened.map_err(|_| self.corrupt("block", ino, wanted.start.to_string()))
         };
         if bytes.start == inside && bytes.len() == target.len() {
             return open(target);
         }
-        let mut whole = zeroize::Zeroizing::new(vec![0; bytes.len()]);
+        let mut whole = Plain::zeroed(bytes.len());
         open(&mut whole)?;
         target.copy_from_slice(&whole[inside - bytes.start..][..target.len()]);
         Ok(())
     }
 
-    pub(super) fn read_stored(&self, org: OrgNo, piece: &Piece, from: usize, data: &mut [u8]) -> Result<()> {
+    /// The ciphertext of a part of a piece's extent.
+    pub(super) fn stored_part<'p>(&self, org: OrgNo, piece: &'p Piece, part: Range<usize>) -> Result<Cow<'p, [u8]>> {
         match &piece.bytes {
-            Stored::Inline(bytes) => {
-                let part = bytes.get(from..from + data.len()).ok_or(Error::Corrupt(Place {
-                    what: "extent",
-                    ino: None,
-                    object: None,
-                    at: "inline".into(),
-                }))?;
-                data.copy_from_slice(part);
-            }
+            Stored::Inline(bytes) => bytes.get(part).map(Cow::Borrowed).ok_or(Error::Corrupt(Place {
+                what: "extent",
+                ino: None,
+                object: None,
+                at: "inline".into(),
+            })),
             Stored::Segment(place) => {
-                let at = crate::store::Place { offset: place.offset + from as u64, ..*place };
-                self.segments.read(org.0, at, data)?;
+                let at = crate::store::Place { offset: place.offset + part.start as u64, ..*place };
+                let mut bytes = vec![0; part.len()];
+                self.segments.read(org.0, at, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
             }
         }
-        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use super::records::Tx;
 use super::row::{Attributes, ContentRecord, Context, Entry, Kind, Node, Object, Pending, Task};
 use super::time::Time;
 use super::{Access, Caller, Handle, ObjectInfo, Vault};
+use crate::crypto::Plain;
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -119,7 +120,7 @@ impl Vault {
     }
 
     fn fill(&self, caller: &Caller, handle: Handle, input: &mut dyn Read) -> Result<()> {
-        let mut part = zeroize::Zeroizing::new(vec![0; FIRST_PART]);
+        let mut part = Plain::zeroed(FIRST_PART);
         let mut offset = 0;
         loop {
             let mut filled = 0;
@@ -139,7 +140,7 @@ impl Vault {
                 return Ok(());
             }
             if part.len() < PART {
-                part = zeroize::Zeroizing::new(vec![0; PART]);
+                part = Plain::zeroed(PART);
             }
         }
     }
@@ -302,7 +303,7 @@ impl Vault {
         let (object, (folder, name)) = self.place_of(id)?;
         let reading = self.begin_reading(folder.organization(), id, |object| object.version(version))?;
         self.expected_version(Standing::This(id), (folder, &name), if_version)?;
-        let mut reader = ValueReader { vault: self, reading, at: 0, part: Default::default(), failed: None };
+        let mut reader = ValueReader { vault: self, reading, at: 0, part: Plain::zeroed(0), failed: None };
         let context = object.context.clone();
         let stored = self.put(caller, (folder, &name), context, Standing::This(id), if_version, &mut reader);
         match reader.failed {
@@ -335,7 +336,7 @@ struct ValueReader<'a> {
     vault: &'a Vault,
     reading: Reading<'a>,
     at: u64,
-    part: zeroize::Zeroizing<Vec<u8>>,
+    part: Plain,
     failed: Option<Error>,
 }
 
@@ -347,7 +348,7 @@ impl Read for ValueReader<'_> {
             return Ok(0);
         }
         match self.vault.read_part(&self.reading, self.at, len) {
-            Ok(part) => self.part = zeroize::Zeroizing::new(part),
+            Ok(part) => self.part = part.into(),
             Err(error) => {
                 let told = std::io::Error::other(error.to_string());
                 self.failed = Some(error);

@@ -4,7 +4,7 @@
 use super::census::{ino_of, number};
 use super::finding::{FindingCode as Code, FindingPlace, Lost, LostVersion};
 use super::{Check, Subject};
-use crate::crypto::{ExtentKey, LockedKey};
+use crate::crypto::{ExtentKey, LockedKey, Plain};
 use crate::store::{Key, Table};
 use crate::vault::Vault;
 use crate::vault::error::{Error, Result};
@@ -238,9 +238,9 @@ impl Vault {
             let bytes = piece.block_range(blocks.start).start..piece.block_range(blocks.end - 1).end;
             let first = piece.blocks().start;
             let Some(tags) = piece.tags.get(blocks.start - first..blocks.end - first) else { return false };
-            let mut data = zeroize::Zeroizing::new(vec![0; bytes.len()]);
-            self.read_stored(org, piece, bytes.start, &mut data).is_ok()
-                && cipher.open(blocks.start, &mut data, tags).is_ok()
+            let mut plain = Plain::zeroed(bytes.len());
+            self.stored_part(org, piece, bytes)
+                .is_ok_and(|data| cipher.open(blocks.start, &data, tags, &mut plain).is_ok())
         };
         if opens(piece.blocks()) {
             return Vec::new();
