@@ -251,23 +251,28 @@ fn at_most(count: u128) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-/// The space that is left, asked for anew every now and then: `statvfs` for each write would cost as much as the write.
+/// The space that is left, asked for anew every now and then (`statvfs` for each write would cost as much as the write), and
+/// before anything is refused. What is given out meanwhile counts as taken.
 #[derive(Default)]
 struct Available(Mutex<Option<(Instant, u64)>>);
 
 impl Available {
     const FRESH: Duration = Duration::from_millis(50);
 
-    fn in_directory(&self, state: &Path) -> Result<u64> {
+    /// Whether there is room for `bytes` beside `kept`, which are to stay free.
+    fn take(&self, state: &Path, bytes: u64, kept: u64) -> Result<bool> {
         let mut known = self.0.lock();
-        if let Some((at, available)) = *known
+        if let Some((at, left)) = &mut *known
             && at.elapsed() < Self::FRESH
+            && *left >= bytes + kept
         {
-            return Ok(available);
+            *left -= bytes;
+            return Ok(true);
         }
-        let available = crate::store::space(state)?.available;
-        *known = Some((Instant::now(), available));
-        Ok(available)
+        let left = crate::store::space(state)?.available;
+        let has = left >= bytes + kept;
+        *known = Some((Instant::now(), if has { left - bytes } else { left }));
+        Ok(has)
     }
 
     fn forget(&self) {

@@ -63,7 +63,7 @@ impl Vault {
 
     /// Whether the disk takes `bytes` more as it is.
     pub(super) fn has_room(&self, bytes: u64) -> Result<bool> {
-        Ok(self.available.in_directory(&self.state)? >= bytes + self.signals.pending_bytes() + KEPT_FREE)
+        self.available.take(&self.state, bytes, self.signals.pending_bytes() + KEPT_FREE)
     }
 
     pub(super) fn is_short(&self) -> Result<bool> {
