@@ -12,18 +12,29 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A file that has grown to this many bytes is put aside.
 const FILE_LIMIT: u64 = 64 << 20;
 /// Files that were put aside and are kept: `audit.jsonl.1` is the youngest.
 const KEPT: u32 = 10;
+/// How long a process counts as known: it may begin another program, or end and leave its number to another.
+const KNOWN: Duration = Duration::from_secs(1);
 
 pub struct Audit {
     path: PathBuf,
     limit: u64,
     file: Mutex<Open>,
+    /// The process of the last event: one that writes many files is looked up once a second, and not for each.
+    last: Mutex<Option<Process>>,
     /// Told the first time that an event could not be written: the vault goes on without its log.
     on_failure: Box<dyn Fn(String) + Send + Sync>,
+}
+
+struct Process {
+    pid: u32,
+    comm: Option<String>,
+    seen: Instant,
 }
 
 struct Open {
@@ -96,7 +107,7 @@ impl Audit {
         }
         let path = directory.join("audit.jsonl");
         let file = Mutex::new(Open::at(&path)?);
-        Ok(Audit { path, limit: FILE_LIMIT, file, on_failure })
+        Ok(Audit { path, limit: FILE_LIMIT, file, last: Mutex::default(), on_failure })
     }
 
     pub fn record(&self, event: &AuditEvent) {
@@ -104,7 +115,7 @@ impl Audit {
             id: format!("event_{}", ulid::Ulid::generate()),
             time: Time::now().rfc3339(),
             event: named(event.event),
-            actor: event.caller.as_ref().map(Actor::of),
+            actor: event.caller.as_ref().map(|caller| self.actor(caller)),
             organization: event.organization.as_deref(),
             object: event.object.as_deref(),
             version: event.version.as_deref(),
@@ -124,6 +135,24 @@ impl Audit {
             }
             Err(_) => {}
         }
+    }
+
+    fn actor(&self, caller: &Caller) -> Actor {
+        let (uid, pid) = (caller.uid, caller.pid);
+        match &caller.key {
+            Some(key) => Actor { uid, pid, comm: None, key: Some(key.id.to_string()), name: Some(key.name.clone()) },
+            None => Actor { uid, pid, comm: self.command_of(pid), key: None, name: None },
+        }
+    }
+
+    fn command_of(&self, pid: u32) -> Option<String> {
+        let mut last = self.last.lock();
+        if let Some(last) = last.as_ref().filter(|last| last.pid == pid && last.seen.elapsed() < KNOWN) {
+            return last.comm.clone();
+        }
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned());
+        *last = Some(Process { pid, comm: comm.clone(), seen: Instant::now() });
+        comm
     }
 
     /// At most `limit` events that are `wanted`, oldest first, of that part of the log.
@@ -272,18 +301,6 @@ impl Open {
             file.write_all(b"\n")?;
         }
         Ok(Open { file, size: size + u64::from(last != [b'\n']), failed: false })
-    }
-}
-
-impl Actor {
-    fn of(caller: &Caller) -> Self {
-        if let Some(key) = &caller.key {
-            let (id, name) = (key.id.to_string(), key.name.clone());
-            return Actor { uid: caller.uid, pid: caller.pid, comm: None, key: Some(id), name: Some(name) };
-        }
-        let comm = fs::read_to_string(format!("/proc/{}/comm", caller.pid)).ok();
-        let comm = comm.map(|c| c.trim_end().to_owned());
-        Actor { uid: caller.uid, pid: caller.pid, comm, key: None, name: None }
     }
 }
 

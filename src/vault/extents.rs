@@ -36,6 +36,9 @@ pub struct MapChanges {
 #[derive(Default)]
 pub struct ExtentMap {
     live: BTreeMap<u64, Piece>,
+    /// Bytes that the live pieces take in the store, and how many of them are inline.
+    stored: u64,
+    inline: usize,
     past: BTreeMap<(u64, u64), Piece>,
     uses: HashMap<store::Place, Vec<u32>>,
     /// Whether past pieces and uses are here too, which only changing the map needs.
@@ -45,7 +48,9 @@ pub struct ExtentMap {
 impl ExtentMap {
     /// A map for reading the current value.
     pub fn of_live(live: impl IntoIterator<Item = (u64, Piece)>) -> Self {
-        ExtentMap { live: live.into_iter().collect(), ..Default::default() }
+        let mut map = ExtentMap::default();
+        live.into_iter().for_each(|(at, piece)| map.add(at, piece));
+        map
     }
 
     /// Adds what is needed to change the map.
@@ -83,7 +88,7 @@ impl ExtentMap {
 
     /// Bytes that the live pieces take in the store.
     pub fn stored(&self) -> u64 {
-        self.live.values().map(stored_bytes).sum()
+        self.stored
     }
 
     /// About how many bytes of memory it takes.
@@ -96,9 +101,12 @@ impl ExtentMap {
         self.live.values().chain(self.past.values()).map(weight).sum()
     }
 
-    /// Inline pieces and their bytes, to be folded into a segment when they grow many.
-    pub fn inline(&self) -> impl Iterator<Item = (u64, &Piece)> {
-        self.live.iter().filter(|(_, p)| matches!(p.bytes, Stored::Inline(_))).map(|(at, p)| (*at, p))
+    /// Where inline pieces begin, if there are more than `limit`: then they are to be folded into a segment.
+    pub fn inline_beyond(&self, limit: usize) -> Vec<u64> {
+        if self.inline <= limit {
+            return Vec::new();
+        }
+        self.live.iter().filter(|(_, piece)| piece.is_inline()).map(|(at, _)| *at).collect()
     }
 
     /// Makes `range` a hole as of `epoch`.
@@ -106,7 +114,7 @@ impl ExtentMap {
         assert!(self.complete, "a map is completed before it changes");
         let touched: Vec<u64> = self.overlapping(range.clone()).map(|(at, _)| at).collect();
         for at in touched {
-            let piece = self.live.remove(&at).expect("found above");
+            let piece = self.take(at).expect("found above");
             let end = at + u64::from(piece.len);
             changes.live.insert(at, None);
             let lost = range.start.max(at)..range.end.min(end);
@@ -156,6 +164,7 @@ impl ExtentMap {
     /// Drops everything.
     pub fn clear(&mut self, changes: &mut MapChanges) {
         self.prune(u64::MAX - 1, changes);
+        (self.stored, self.inline) = (0, 0);
         for (at, piece) in std::mem::take(&mut self.live) {
             changes.live.insert(at, None);
             release(&mut self.uses, &piece, changes);
@@ -165,11 +174,29 @@ impl ExtentMap {
     fn put_live(&mut self, at: u64, piece: Piece, changes: &mut MapChanges) {
         count(&mut self.uses, &piece, 1);
         changes.live.insert(at, Some(piece.clone()));
-        self.live.insert(at, piece);
+        self.add(at, piece);
+    }
+
+    fn add(&mut self, at: u64, piece: Piece) {
+        self.stored += stored_bytes(&piece);
+        self.inline += usize::from(piece.is_inline());
+        let replaced = self.live.insert(at, piece);
+        debug_assert!(replaced.is_none(), "the range of a new piece was cut");
+    }
+
+    fn take(&mut self, at: u64) -> Option<Piece> {
+        let piece = self.live.remove(&at)?;
+        self.stored -= stored_bytes(&piece);
+        self.inline -= usize::from(piece.is_inline());
+        Some(piece)
     }
 }
 
 impl Piece {
+    fn is_inline(&self) -> bool {
+        matches!(self.bytes, Stored::Inline(_))
+    }
+
     /// The part of a piece at file offset `at` that holds the file range `part`.
     pub fn part(&self, at: u64, part: Range<u64>) -> Piece {
         let blocks = self.blocks();

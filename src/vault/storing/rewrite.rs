@@ -36,8 +36,8 @@ impl Rewrite<'_> {
                 self.rewrite(&pieces)?;
             }
         }
-        let inline: Vec<u64> = self.map.inline().map(|(at, _)| at).collect();
-        if inline.len() > INLINE_PIECES { self.rewrite(&inline) } else { Ok(()) }
+        let inline = self.map.inline_beyond(INLINE_PIECES);
+        self.rewrite(&inline)
     }
 
     /// Pieces, given by their offsets in order, as extents of a segment.
