@@ -72,6 +72,7 @@ struct Daemon {
 fn start(plan: Plan, detach: bool) -> Result<Daemon, Problem> {
     process::keep_secrets();
     process::raise_file_limit();
+    process::keep_buffers();
     log::panics();
     let owner = plan.vault.owner_uid;
     // The PIN is read here: the terminal and the caller's descriptors are still at hand.

@@ -182,9 +182,10 @@ fn look(vault: &Vault) -> Seen {
                 }
             }
         }
-        let graves = vault.tombstones(Some(organization));
-        let graves = graves.map(|all| all.iter().map(|g| format!("{} {}\n", g.original_path, g.size)).collect());
-        seen.insert(format!("{organization} tombstones"), graves.map(String::into_bytes).map_err(|e| e.errno()));
+        for grave in vault.tombstones(Some(organization)).unwrap_or_default() {
+            let what = format!("{organization} tombstone {}", grave.original_path);
+            seen.insert(what, Ok(grave.size.to_string().into_bytes()));
+        }
     }
     seen
 }

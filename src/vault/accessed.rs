@@ -1,4 +1,6 @@
 //! Times of access, as `relatime` keeps them: reading sets the time once after each change, and else once a day.
+//!
+//! A time waits in memory, as with ext4's `lazytime`, until something else changes the inode, or the reaper comes by.
 
 use super::Vault;
 use super::error::{Error, Result};
@@ -24,9 +26,24 @@ impl Vault {
         }
         let mut tx = self.begin()?;
         let Some(node) = tx.get::<Node>(ino)?.filter(|node| is_due(node)) else { return Ok(false) };
-        tx.put(ino, Node { atime: Time::now(), ..(*node).clone() });
-        self.finish(tx);
+        let node = Node { atime: Time::now(), ..(*node).clone() };
+        if !tx.let_wait(ino, node.clone()) {
+            tx.put(ino, node);
+            self.finish(tx);
+        }
         Ok(true)
+    }
+
+    /// Stores the times of access that wait, if there is room.
+    pub(super) fn store_access_times(&self) -> Result<()> {
+        if !self.has_room(0)? {
+            return Ok(());
+        }
+        let mut tx = self.begin()?;
+        if tx.put_waiting() {
+            self.finish(tx);
+        }
+        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ impl Vault {
         // The kernel gives dirty pages back while they can still be sealed.
         self.forget_in_kernel(organization);
         self.commit_open_files(caller, organization.no)?;
+        self.store_access_times()?;
         self.shut(organization)?;
         self.forget_in_kernel(organization);
         self.audit(AuditEvent {

@@ -330,7 +330,7 @@ impl Vault {
 
     /// Stores everything, ends the threads, releases the state directory. Further operations are refused.
     pub fn close(&self) -> Result<()> {
-        let synced = self.sync();
+        let synced = self.store_access_times().and_then(|()| self.sync());
         self.closing.set();
         self.rotations.wake();
         let (writer, others): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.threads.lock())

@@ -7,13 +7,14 @@ use super::{Caller, Vault, retention};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-const ROUND: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 256;
 
 /// Runs until the vault is closed.
 pub fn run(vault: Weak<Vault>) {
-    let mut pause = Duration::from_secs(1);
+    let Some(interval) = vault.upgrade().map(|vault| vault.settings.reap_interval) else { return };
+    // What became due while it was not mounted need not wait long.
+    let mut pause = interval / 10;
     let mut place = retention::START;
     loop {
         let Some(vault) = vault.upgrade() else { return };
@@ -27,10 +28,13 @@ pub fn run(vault: Weak<Vault>) {
             Ok(next) => place = next,
             Err(error) => vault.report(&format!("versions were not reaped: {error}")),
         }
+        if let Err(error) = vault.store_access_times() {
+            vault.report(&format!("times of access were not stored: {error}"));
+        }
         if let Err(error) = vault.lock_idle() {
             vault.report(&format!("an idle organization was not locked: {error}"));
         }
-        pause = vault.settings.lock_idle.map_or(ROUND, |limit| (limit / 4).clamp(SHORTEST, ROUND));
+        pause = vault.settings.lock_idle.map_or(interval, |limit| (limit / 4).clamp(SHORTEST.min(interval), interval));
     }
 }
 

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 
 type Decoded = Option<Arc<dyn Row>>;
 
+/// How many changes may wait.
+const WAITING: usize = 4096;
+
 /// What opens and seals the records of one organization.
 pub struct Sealer {
     pub id: [u8; 16],
@@ -48,6 +51,8 @@ pub struct Records {
     /// Held by the one transaction that is under way.
     writing: Mutex<()>,
     pub(super) pending: RwLock<PendingRows>,
+    /// Changes that need not be stored soon, behind what is pending and in front of the cache and the store.
+    waiting: RwLock<HashMap<RowAt, Arc<dyn Row>>>,
     cache: Cache<RowAt, Decoded>,
     /// Striped: a load from the store and a change of the same row exclude each other, so that no load
     /// puts an older row into the cache after the change.
@@ -63,6 +68,7 @@ impl Records {
             sealers: RwLock::new(HashMap::from([(OrgNo::VAULT, Arc::new(vault))])),
             writing: Mutex::new(()),
             pending: RwLock::new(PendingRows::new(batch)),
+            waiting: RwLock::default(),
             cache: Cache::new(cached),
             loading: [const { Mutex::new(()) }; 64],
             hasher: RandomState::new(),
@@ -128,6 +134,7 @@ impl Records {
             }
             self.sealers.write().remove(&org);
         }
+        self.waiting.write().retain(|at, _| at.sealed_for != org);
         self.cache.retain(|at, _| at.sealed_for != org);
         true
     }
@@ -282,7 +289,14 @@ impl Records {
     }
 
     fn known(&self, at: &RowAt) -> Option<Decoded> {
-        self.pending.read().find(at).or_else(|| self.cache.get(at))
+        // One lock at a time.
+        if let Some(pending) = self.pending.read().find(at) {
+            return Some(pending);
+        }
+        if let Some(waiting) = self.waiting.read().get(at).cloned() {
+            return Some(Some(waiting));
+        }
+        self.cache.get(at)
     }
 
     fn stripe(&self, at: &RowAt) -> &Mutex<()> {
@@ -363,6 +377,28 @@ impl<'a> Tx<'a> {
         self.rows.insert(at, None);
     }
 
+    /// Lets a change of a record wait until [`Tx::put_waiting`]: a crash before takes it back, any other change of the
+    /// record takes it along. False where a batch has the record anyway, or too many wait: then it is to be put.
+    pub fn let_wait<R: Record>(&self, id: R::Id, row: R) -> bool {
+        let at = R::at(id);
+        if self.records.pending.read().find(&at).is_some() {
+            return false;
+        }
+        let mut waiting = self.records.waiting.write();
+        let may = waiting.len() < WAITING;
+        if may {
+            waiting.insert(at, Arc::new(row));
+        }
+        may
+    }
+
+    /// Puts everything that waits; whether there was anything.
+    pub fn put_waiting(&mut self) -> bool {
+        let waiting = self.records.waiting.read();
+        self.rows.extend(waiting.iter().map(|(at, row)| (*at, Some(row.clone()))));
+        !waiting.is_empty()
+    }
+
     /// The organization's own record changed in memory and is to be written with the batch.
     pub fn touch_organization(&mut self, org: OrgNo) {
         self.organizations.push(org);
@@ -407,8 +443,17 @@ impl<'a> Tx<'a> {
             }
             current.number
         };
+        // Last, when everybody finds the change elsewhere.
+        let superseded: Vec<RowAt> = match self.records.waiting.read() {
+            waiting if waiting.is_empty() => Vec::new(),
+            waiting => self.rows.keys().filter(|at| waiting.contains_key(at)).copied().collect(),
+        };
         for (at, row) in self.absent.into_iter().map(|at| (at, None)).chain(self.rows) {
             self.records.remember(at, row);
+        }
+        if !superseded.is_empty() {
+            let mut waiting = self.records.waiting.write();
+            superseded.iter().for_each(|at| drop(waiting.remove(at)));
         }
         drop(self.writing);
         self.after.into_iter().for_each(|act| act());

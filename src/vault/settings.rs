@@ -19,6 +19,8 @@ pub struct Settings {
     pub tombstone_retention: Duration,
     pub tombstone_min_age: Duration,
     pub tombstones_per_name: usize,
+    /// How often the reaper looks for what is over, and stores times of access.
+    pub reap_interval: Duration,
     /// How long an operation waits for the token.
     pub key_timeout: Duration,
     /// Unwrapped keys in memory.
@@ -52,6 +54,7 @@ impl Default for Settings {
             tombstone_retention: Duration::from_secs(30 * DAY),
             tombstone_min_age: Duration::from_secs(3600),
             tombstones_per_name: 3,
+            reap_interval: Duration::from_secs(10),
             key_timeout: Duration::from_secs(5),
             key_cache: 10_000,
             key_cache_soft: Duration::from_secs(5 * 60),
@@ -87,6 +90,7 @@ impl Settings {
             "tombstone_retention" => self.tombstone_retention = duration()?,
             "tombstone_min_age" => self.tombstone_min_age = duration()?,
             "tombstones_per_name" => self.tombstones_per_name = number()?,
+            "reap_interval" => self.reap_interval = duration()?,
             "key_timeout" => self.key_timeout = duration()?,
             "key_cache" => self.key_cache = number()?,
             "key_cache_soft" => self.key_cache_soft = duration()?,

@@ -50,7 +50,7 @@ impl Meter {
     /// Nothing is stored but what is asked for, so that each count is of one operation.
     fn open(state: &std::path::Path) -> Meter {
         let disk = Arc::new(Counting::default());
-        let settings = [("gather", "1h"), ("commit_interval", "1h")];
+        let settings = [("gather", "1h"), ("commit_interval", "1h"), ("reap_interval", "1h")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let vault = Vault::open_on(state, Options { settings, ..Options::default() }, disk.clone()).unwrap();
         let caller = Caller::daemon();
@@ -166,6 +166,7 @@ fn operations_cost_what_they_always_have() {
         assert_eq!(meter.cost(|| drop(vault.get_xattr(caller, a, b"user.vault.id"))), NOTHING, "getxattr");
         assert_eq!(meter.cost(|| drop(vault.list_xattr(caller, a).unwrap())), NOTHING, "listxattr");
         assert_eq!(meter.cost(|| meter.read(a)), NOTHING, "open and read of a cached object");
+        assert_eq!(meter.cost(|| assert!(vault.note_access(a))), NOTHING, "the first access after a change");
         let list = meter.cost(|| assert_eq!(meter.list(folder).len(), 5));
         assert_eq!(list, Cost { statements: 1, ..NOTHING }, "readdir with attributes, cached: one scan of the names");
 
