@@ -3,7 +3,7 @@
 use super::Vault;
 use super::changes::Changes;
 use super::error::{Error, Place, Result};
-use super::extents::{self, ExtentMap};
+use super::extents::{self, ExtentMap, MapChanges};
 use super::ids::{Ino, OrgNo};
 use super::row::{ContentRecord, Extent, Node, Past, Piece, Record, RowAt, Stored, Version};
 use crate::crypto::{self, ExtentKey, LockedKey, Plain};
@@ -153,6 +153,11 @@ pub fn rows_of<R: Record>(ino: Ino, like: RowAt) -> (RowAt, Key, Key) {
     (like, Key::from(&ino.0.to_be_bytes()[..]), Key::from(&(ino.0 + 1).to_be_bytes()[..]))
 }
 
+/// Epoch of death and offset.
+fn past_key(key: &Key) -> (u64, u64) {
+    (number(&key[8..16]), number(&key[16..]))
+}
+
 fn number(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().expect("keys are made of 8-byte numbers"))
 }
@@ -288,7 +293,18 @@ impl Vault {
     }
 
     /// Loads everything that changing the map needs: before a change is answered, so that what cannot be read
-    /// refuses the change and does not hold up the writer thread.
+    /// refuses the change and does not hold up the writer thread. The earlier versions of a small value are not among it.
+    pub(super) fn changeable_map<'a>(&self, ino: Ino, state: &'a mut State) -> Result<&'a mut ExtentMap> {
+        if state.map.is_none() {
+            state.map = Some(self.stored_map(ino)?);
+        }
+        if state.map.as_ref().is_some_and(ExtentMap::is_changeable) {
+            return Ok(state.map.as_mut().expect("set above"));
+        }
+        self.complete_map(ino, state)
+    }
+
+    /// Loads the past pieces too.
     pub(super) fn complete_map<'a>(&self, ino: Ino, state: &'a mut State) -> Result<&'a mut ExtentMap> {
         if state.map.is_none() {
             state.map = Some(self.stored_map(ino)?);
@@ -296,9 +312,23 @@ impl Vault {
         let map = state.map.as_mut().expect("set above");
         if !map.is_complete() {
             let past = self.past_rows(ino)?;
-            map.complete_with(past.into_iter().map(|(k, r)| ((number(&k[8..16]), number(&k[16..])), r.0.clone())));
+            map.complete_with(past.iter().map(|(key, row)| (past_key(key), row.0.clone())));
         }
         Ok(map)
+    }
+
+    /// Drops the pieces that died in `epoch` or before.
+    pub(super) fn prune_map(&self, ino: Ino, state: &mut State, epoch: u64, changes: &mut MapChanges) -> Result<()> {
+        if !state.map.as_ref().is_some_and(ExtentMap::is_complete) {
+            let (like, from, _) = rows_of::<Past>(ino, Past::at((ino, 0, 0)));
+            let past = self.records.scan_all::<Past>(like, from, Past::at((ino, epoch + 1, 0)).key)?;
+            if past.iter().all(|(_, row)| row.0.is_inline()) {
+                ExtentMap::prune_inline(past.iter().map(|(key, row)| (past_key(key), &row.0)), changes);
+                return Ok(());
+            }
+        }
+        self.complete_map(ino, state)?.prune(epoch, changes);
+        Ok(())
     }
 
     fn stored_map(&self, ino: Ino) -> Result<ExtentMap> {

@@ -41,8 +41,10 @@ pub struct ExtentMap {
     inline: usize,
     past: BTreeMap<(u64, u64), Piece>,
     uses: HashMap<store::Place, Vec<u32>>,
-    /// Whether past pieces and uses are here too, which only changing the map needs.
+    /// Whether past pieces are here too.
     complete: bool,
+    /// Whether `uses` counts all uses of the blocks that live pieces touch, which changing the map needs.
+    counted: bool,
 }
 
 impl ExtentMap {
@@ -50,21 +52,28 @@ impl ExtentMap {
     pub fn of_live(live: impl IntoIterator<Item = (u64, Piece)>) -> Self {
         let mut map = ExtentMap::default();
         live.into_iter().for_each(|(at, piece)| map.add(at, piece));
+        // No past piece touches the blocks of an extent that is yet to be made.
+        map.counted = map.inline == map.live.len();
         map
     }
 
-    /// Adds what is needed to change the map.
+    /// Adds the past pieces, and counts the uses of all blocks.
     pub fn complete_with(&mut self, past: impl IntoIterator<Item = ((u64, u64), Piece)>) {
         self.past = past.into_iter().collect();
         self.uses.clear();
         for piece in self.live.values().chain(self.past.values()) {
             count(&mut self.uses, piece, 1);
         }
-        self.complete = true;
+        (self.complete, self.counted) = (true, true);
     }
 
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// Whether it can be cut and added to: it is complete, or nothing but inline pieces was live when it was loaded.
+    pub fn is_changeable(&self) -> bool {
+        self.counted
     }
 
     /// Live pieces that touch `range`, with their offsets.
@@ -111,7 +120,7 @@ impl ExtentMap {
 
     /// Makes `range` a hole as of `epoch`.
     pub fn cut(&mut self, range: Range<u64>, epoch: u64, changes: &mut MapChanges) {
-        assert!(self.complete, "a map is completed before it changes");
+        assert!(self.counted, "uses are counted before the map changes");
         let touched: Vec<u64> = self.overlapping(range.clone()).map(|(at, _)| at).collect();
         for at in touched {
             let piece = self.take(at).expect("found above");
@@ -128,7 +137,9 @@ impl ExtentMap {
                 count(&mut self.uses, &part, 1);
                 changes.past.insert((epoch, lost.start), Some(part.clone()));
                 changes.held += stored_bytes(&part) as i64;
-                self.past.insert((epoch, lost.start), part);
+                if self.complete {
+                    self.past.insert((epoch, lost.start), part);
+                }
             }
             release(&mut self.uses, &piece, changes);
         }
@@ -158,6 +169,14 @@ impl ExtentMap {
             changes.past.insert(key, None);
             changes.held -= stored_bytes(&piece) as i64;
             release(&mut self.uses, &piece, changes);
+        }
+    }
+
+    /// Drops past pieces that are all inline, given by their keys: for that no map is needed.
+    pub fn prune_inline<'p>(past: impl Iterator<Item = ((u64, u64), &'p Piece)>, changes: &mut MapChanges) {
+        for (key, piece) in past {
+            changes.past.insert(key, None);
+            changes.held -= stored_bytes(piece) as i64;
         }
     }
 
@@ -193,7 +212,7 @@ impl ExtentMap {
 }
 
 impl Piece {
-    fn is_inline(&self) -> bool {
+    pub fn is_inline(&self) -> bool {
         matches!(self.bytes, Stored::Inline(_))
     }
 
@@ -352,5 +371,27 @@ mod tests {
             }
             prop_assert_eq!(freed, allocated, "everything comes back in the end");
         }
+    }
+
+    #[test]
+    fn a_map_of_inline_pieces_changes_without_its_past() {
+        let inline = |len: u32, born| Piece { bytes: Stored::Inline(vec![0; len as usize]), ..piece(len, born, 0) };
+        let mut small = ExtentMap::of_live([(0, inline(100, 1))]);
+        let mut whole = ExtentMap::of_live([(0, inline(100, 1))]);
+        assert!(small.is_changeable() && !small.is_complete());
+        whole.complete_with([((1, 0), piece(8192, 0, 4096))]);
+        let (mut of_small, mut of_whole) = (MapChanges::default(), MapChanges::default());
+        for (map, changes) in [(&mut small, &mut of_small), (&mut whole, &mut of_whole)] {
+            map.cut(50..9000, 2, changes);
+            map.insert(50, piece(8192, 2, 65536), changes);
+            map.cut(50..9000, 2, changes);
+        }
+        let keys =
+            |changes: &MapChanges| (changes.live.keys().copied().collect(), changes.past.keys().copied().collect());
+        let (live, past): (Vec<u64>, Vec<(u64, u64)>) = keys(&of_small);
+        assert_eq!((live, past), keys(&of_whole));
+        assert_eq!((of_small.held, &of_small.freed), (of_whole.held, &of_whole.freed));
+        assert_eq!(of_small.freed.len(), 1, "the extent that came and went");
+        assert!(!ExtentMap::of_live([(0, piece(100, 1, 0))]).is_changeable());
     }
 }

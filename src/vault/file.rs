@@ -229,7 +229,7 @@ impl Vault {
         self.signals.admit(caller.patience == Patience::Wait)?;
         self.check_space(caller, data.len() as u64)?;
         let mut state = file.content.state.write();
-        self.complete_map(file.ino, &mut state)?;
+        self.changeable_map(file.ino, &mut state)?;
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let offset = offset.unwrap_or(node.size);
@@ -481,7 +481,7 @@ impl Vault {
         let file = handle.and_then(|handle| self.handles.find(handle).ok());
         let content = self.contents.get(ino);
         let mut state = content.state.write();
-        self.complete_map(ino, &mut state)?;
+        self.changeable_map(ino, &mut state)?;
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(ino)?;
         match node.object() {
@@ -533,7 +533,7 @@ impl Vault {
             self.check_space(caller, len)?;
         }
         let mut state = file.content.state.write();
-        self.complete_map(file.ino, &mut state)?;
+        self.changeable_map(file.ino, &mut state)?;
         let mut tx = self.begin()?;
         let node = tx.need::<Node>(file.ino)?;
         let size = match mode {

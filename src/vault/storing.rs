@@ -153,7 +153,7 @@ impl Vault {
         let mut state = content.state.write();
         let state = &mut *state;
         let mut changes = MapChanges::default();
-        self.complete_map(content.ino, state)?;
+        self.changeable_map(content.ino, state)?;
         let last_epoch = state.dirty.iter().filter(|d| d.batch == batch).map(|d| d.epoch).max();
         let key = state.key.clone();
         let map = state.map.as_mut().expect("completed above");
@@ -337,20 +337,20 @@ impl Vault {
             }
             let content = self.contents.get(ino);
             let mut state = content.state.write();
-            let map = match self.complete_map(ino, &mut state) {
-                Ok(map) => map,
+            let mut changes = MapChanges::default();
+            let done = match task {
+                Task::Reclaim => self.complete_map(ino, &mut state).map(|map| map.clear(&mut changes)),
+                Task::Prune => self.prune_map(ino, &mut state, epoch, &mut changes),
+                Task::Commit | Task::Orphan => continue,
+            };
+            match done {
+                Ok(()) => {}
                 // Its task stays in the records; what cannot be read does not hold up what can.
                 Err(Error::Corrupt(place)) => {
                     self.report(&format!("space is not given back: {}", place));
                     continue;
                 }
                 Err(error) => return Err(error),
-            };
-            let mut changes = MapChanges::default();
-            match task {
-                Task::Reclaim => map.clear(&mut changes),
-                Task::Prune => map.prune(epoch, &mut changes),
-                Task::Commit | Task::Orphan => continue,
             }
             rows_left = rows_left.saturating_sub(1 + changes.live.len() + changes.past.len());
             self.add_map_rows(ino, changes, stored)?;

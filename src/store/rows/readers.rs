@@ -42,6 +42,7 @@ impl Readers {
     pub fn connect(&self) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let reader = Connection::open_with_flags_and_vfs(&self.path, flags, self.vfs.as_c_str())?;
+        super::keep_plans(&reader)?;
         reader.busy_timeout(PATIENCE)?;
         reader.set_prepared_statement_cache_capacity(STATEMENTS);
         reader.pragma_update(None, "temp_store", "MEMORY")?;
