@@ -50,12 +50,12 @@ impl Damage {
     /// What was done, in words.
     fn to(mut self, state: &Path) -> String {
         match self.below(3) {
-            0 | 1 => self.to_rows(state),
-            _ => self.to_files(state),
+            0 | 1 => self.hit_rows(state),
+            _ => self.hit_files(state),
         }
     }
 
-    fn to_rows(&mut self, state: &Path) -> String {
+    fn hit_rows(&mut self, state: &Path) -> String {
         let database = Connection::open(state.join("records.db")).unwrap();
         loop {
             let table = TABLES[self.below(TABLES.len() as u64) as usize];
@@ -113,7 +113,7 @@ impl Damage {
         }
     }
 
-    fn to_files(&mut self, state: &Path) -> String {
+    fn hit_files(&mut self, state: &Path) -> String {
         let files = segments(state);
         let path = &files[self.below(files.len() as u64) as usize];
         let name = path.strip_prefix(state).unwrap().display().to_string();
