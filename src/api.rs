@@ -136,6 +136,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/organizations/{organization}/unlock", post(organizations::unlock))
         .route("/organizations/{organization}/rotate", post(keys::rotate))
         .route("/organizations/{organization}/revoke", post(keys::revoke))
+        .route("/organizations/{organization}/move", post(keys::relocate))
         .route("/keys", get(keys::list))
         .route("/keys/rotations", get(keys::rotations))
         .route("/keys/rotate", post(keys::rotate_all))

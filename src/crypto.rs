@@ -39,6 +39,7 @@ mod label {
     pub const COMMITMENT: &[u8] = b"vaultfs/1/commitment";
     pub const CONTEXT: &[u8] = b"vaultfs/1/context";
     pub const WRAP: &[u8] = b"vaultfs/1/wrap";
+    pub const KEK: &[u8] = b"vaultfs/1/kek";
     pub const DATA_KEYS: &[u8] = b"vaultfs/1/data-keys";
 }
 
@@ -104,11 +105,20 @@ pub fn context_digest(context: &[(String, String)]) -> [u8; 32] {
 
 /// The AAD under which a KEK makes its layer of a wrapped DEK: SHA-256(label ‖ context digest ‖ KEK version ‖ DEK id).
 pub fn wrap_aad(context: &[u8; 32], kek_version: u32, dek_id: &[u8; 16]) -> [u8; 32] {
+    under_version(label::WRAP, context, kek_version, dek_id)
+}
+
+/// The AAD of what confirms a wrapped KEK: SHA-256(label ‖ digest of its pair alone ‖ its version ‖ its id).
+pub fn kek_aad(pair: &[u8; 32], version: u32, id: &[u8; 16]) -> [u8; 32] {
+    under_version(label::KEK, pair, version, id)
+}
+
+fn under_version(label: &[u8], context: &[u8; 32], version: u32, id: &[u8; 16]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(label::WRAP);
+    hash.update(label);
     hash.update(context);
-    hash.update(kek_version.to_be_bytes());
-    hash.update(dek_id);
+    hash.update(version.to_be_bytes());
+    hash.update(id);
     hash.finalize().into()
 }
 

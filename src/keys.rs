@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! keyring ─ cache, pool, flight      what costs no call to the token
+//!    ├─ home                         where each KEK lives: in the vault's token, in the store, in another token
 //!    └─ token ─ crew                 a few threads ask the token, so that a hung one holds nobody up
 //!        └─ seat ─ session, hot      one thread's session; what an answer means; the recovery ladder
 //!            └─ link, module         finding the token, logging in; the PKCS#11 library of this process
@@ -13,6 +14,7 @@
 
 mod cache;
 mod flight;
+mod home;
 mod keyring;
 mod pin;
 mod pool;
@@ -21,6 +23,7 @@ mod uri;
 mod wrapped;
 
 pub use cache::CacheLimits;
+pub use home::{Home, Lodging, Residency, TokenPlace, WrappedKek};
 pub use keyring::{FreshDek, Keyring, KeyringConfig};
 pub use pin::{Pin, PinSource};
 pub use token::{KekState, TokenCounters, TokenStatus};

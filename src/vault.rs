@@ -51,7 +51,7 @@ mod types;
 mod versions;
 mod writer;
 
-pub use crate::keys::Patience;
+pub use crate::keys::{Patience, Residency};
 pub use apikey::{ApiKey, KeyIdentity, Permission, Scope};
 pub use datakey::DataKey;
 pub use error::{Error, Place, Result};
@@ -65,10 +65,11 @@ pub use time::Time;
 pub use types::*;
 
 use crate::keys::{Keyring, TokenUri};
-use crate::store::{Reserve, Segments, StateLock, Statistics};
+use crate::store::{Disk, Reserve, Segments, StateLock, Statistics};
 use apikey::ApiKeys;
 use content::Contents;
 use file::Handles;
+use header::Header;
 use object::Tunnels;
 use organization::Organizations;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -80,6 +81,7 @@ use room::Room;
 use row::{Node, Task};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -101,6 +103,9 @@ pub struct Vault {
     show_hidden: bool,
     token_uri: TokenUri,
     keyring: Keyring,
+    /// As it stands in the state directory.
+    header: Mutex<Header>,
+    disk: Arc<dyn Disk>,
     records: Records,
     segments: Segments,
     reserve: Reserve,

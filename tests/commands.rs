@@ -36,6 +36,7 @@ fn every_command_has_help() {
         "org unlock",
         "key",
         "key rotate",
+        "key move",
         "key list",
         "key show",
         "key revoke",

@@ -3,97 +3,16 @@
 #[path = "keys/token.rs"]
 #[allow(dead_code, reason = "the tests of the keys use the rest")]
 mod token;
+#[path = "keys/world.rs"]
+mod world;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
-use tempfile::TempDir;
-use token::{Token, eventually, isolated};
-use vaultfs::store::{Disk, Op};
-use vaultfs::vault::{Access, Caller, Error, Ino, ObjectId, Options, Result, SetXattr, Vault};
-
-struct World {
-    directory: TempDir,
-    vault: Arc<Vault>,
-}
-
-impl World {
-    fn new(token: &Token) -> World {
-        let directory = tempfile::tempdir().unwrap();
-        let config = token.config();
-        let state = directory.path().join("state");
-        Vault::init(&state, &config.uri.to_string(), &config.pin.to_string()).unwrap();
-        let vault = open(&state);
-        World { directory, vault }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
-    }
-
-    fn reopen(&mut self) {
-        self.vault.close().unwrap();
-        self.vault = open(&self.state());
-    }
-
-    /// A copy of the closed state directory, as a backup would have it.
-    fn copy(&mut self, name: &str) -> PathBuf {
-        self.vault.close().unwrap();
-        let copy = self.directory.path().join(name);
-        let done = Command::new("cp").arg("-a").arg(self.state()).arg(&copy).status().unwrap();
-        assert!(done.success());
-        self.vault = open(&self.state());
-        copy
-    }
-
-    fn org(&self, name: &str) {
-        self.vault.create_organization(&Caller::daemon(), name, None, None).unwrap();
-    }
-
-    fn put(&self, path: &str, value: &[u8]) -> ObjectId {
-        let put = self.vault.put_object(&Caller::daemon(), path.as_bytes(), None, &mut &*value).unwrap();
-        put.id.parse().unwrap()
-    }
-
-    fn rotate(&self, which: &str) {
-        self.vault.rotate(&Caller::daemon(), which).unwrap();
-        self.rotated();
-    }
-
-    fn rotated(&self) {
-        eventually(Duration::from_secs(30), || self.vault.rotations().is_empty());
-    }
-
-    fn purge(&self, id: ObjectId) {
-        self.vault.delete_object(&Caller::daemon(), id, None).unwrap();
-        self.vault.purge(&Caller::daemon(), id.to_string().as_bytes()).unwrap();
-    }
-}
-
-fn inode(vault: &Vault, path: &str) -> Ino {
-    let down = |folder, name: &str| vault.lookup(&Caller::daemon(), folder, name.as_bytes()).unwrap().ino;
-    path.split('/').fold(Ino::ROOT, down)
-}
-
-fn open(state: &Path) -> Arc<Vault> {
-    Vault::open(state, Options::default()).unwrap()
-}
-
-fn read(vault: &Vault, id: ObjectId) -> Result<Vec<u8>> {
-    let mut value = Vec::new();
-    vault.read_object(id, None, &mut |part| {
-        value.extend_from_slice(part);
-        Ok(())
-    })?;
-    Ok(value)
-}
-
-fn errno<T>(result: Result<T>) -> i32 {
-    result.err().map_or(0, |error| error.errno())
-}
+use token::{eventually, isolated};
+use vaultfs::vault::{Access, Caller, Error, Ino, ObjectId, Options, Vault};
+use world::{Dying, World, errno, inode, open, read, set_pair};
 
 /// Versions of all KEKs but the vault's own, by their states.
 fn versions(vault: &Vault) -> BTreeMap<String, Vec<String>> {
@@ -106,13 +25,6 @@ fn versions(vault: &Vault) -> BTreeMap<String, Vec<String>> {
 
 fn only(state: &str, version: &str, count: usize) -> BTreeMap<String, Vec<String>> {
     BTreeMap::from([(state.to_owned(), vec![version.to_owned(); count])])
-}
-
-fn set_pair(vault: &Vault, organization: &str, key: &str, value: &str) {
-    let caller = Caller::daemon();
-    let top = vault.lookup(&caller, Ino::ROOT, organization.as_bytes()).unwrap().ino;
-    let name = format!("user.vault.context.{key}");
-    vault.set_xattr(&caller, top, name.as_bytes(), value.as_bytes(), SetXattr::Any).unwrap();
 }
 
 #[test]
@@ -410,18 +322,6 @@ fn a_vault_closes_while_its_keys_rotate_by_themselves() {
         assert_eq!(read(&world.vault, id).unwrap(), b"value");
         world.vault.close().unwrap();
     });
-}
-
-/// Refuses every change once so many were let through.
-struct Dying(AtomicI64);
-
-impl Disk for Dying {
-    fn before(&self, _: &Op<'_>) -> std::io::Result<()> {
-        match self.0.fetch_sub(1, Ordering::SeqCst) {
-            ..=0 => Err(std::io::Error::other("the disk is dead")),
-            _ => Ok(()),
-        }
-    }
 }
 
 #[test]

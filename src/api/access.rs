@@ -112,6 +112,15 @@ impl Principal {
         }
     }
 
+    /// Whether it may name a token: that loads a module into the daemon and reads a PIN from a file, so nobody over the
+    /// network may.
+    pub fn may_name_tokens(&self, api: &Api) -> Result<(), Problem> {
+        match self.caller.key {
+            None => Ok(()),
+            Some(_) => Err(self.refused(api, "another token is named on the machine itself, not with an API key")),
+        }
+    }
+
     /// The organizations that this one sees, by their ids; all if `None`.
     pub fn organizations(&self) -> Option<Vec<String>> {
         match &self.scope {

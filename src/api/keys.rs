@@ -3,8 +3,9 @@
 use super::access::Who;
 use super::body;
 use super::openapi::Refusals;
+use super::organizations::residency;
 use super::percent::Query;
-use super::shape::{KeyPair, List};
+use super::shape::{KeyMove, KeyPair, List};
 use super::{Api, Problem, segment};
 use crate::vault::{KekInfo, Permission, RotationInfo};
 use axum::body::Body;
@@ -72,6 +73,26 @@ pub async fn rotate(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) 
     api.run(move |api| {
         who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.rotate(&who.caller, &which).map(|()| StatusCode::ACCEPTED)?)
+    })
+    .await
+}
+
+#[utoipa::path(post, path = "/organizations/{organization}/move", tag = "operation",
+    description = "Begins to move the organization's keys to another residency; values are not rewritten.",
+    params(("organization" = String, Path, description = "An organization's id, name or external id")),
+    request_body = KeyMove, responses((status = 202), Refusals))]
+pub async fn relocate(
+    State(api): State<Arc<Api>>,
+    Extension(who): Who,
+    uri: Uri,
+    body: Body,
+) -> Result<StatusCode, Problem> {
+    let which = organization(&uri)?;
+    let to: KeyMove = body::read(&api.room, body).await?.parse()?;
+    api.run(move |api| {
+        who.may_in_vault(api, Permission::Admin)?;
+        let to = residency(api, &who, &to.residency, to.pin_source.as_deref())?;
+        Ok(api.vault.move_keys(&who.caller, &which, to).map(|()| StatusCode::ACCEPTED)?)
     })
     .await
 }

@@ -1,6 +1,6 @@
 //! `/organizations`: POST is `mkdir`, a PUT with another name `mv`, DELETE `rmdir`.
 
-use super::access::Who;
+use super::access::{Principal, Who};
 use super::body;
 use super::objects::{descending, limit};
 use super::openapi::Refusals;
@@ -8,7 +8,7 @@ use super::percent::Query;
 use super::replay::Once;
 use super::shape::{Deleted, ListMetadata, NewOrganization, Organization, OrganizationChange, OrganizationList};
 use super::{Api, Code, Problem, segment};
-use crate::vault::{OrganizationInfo, Permission, Profile};
+use crate::vault::{OrganizationInfo, Permission, Profile, Residency};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -94,8 +94,11 @@ pub async fn create(
             {
                 return Err(Problem::new(Code::Exists, "an organization with this external id is there already"));
             }
-            let mut made =
-                api.vault.create_organization(&who.caller, &new.name, new.owner, new.mode).map_err(refused)?;
+            let named = new.residency.as_deref();
+            let residency = named.map(|named| residency(api, &who, named, new.pin_source.as_deref())).transpose()?;
+            let rights = (new.owner, new.mode);
+            let made = api.vault.create_organization_at(&who.caller, &new.name, rights, residency);
+            let mut made = made.map_err(refused)?;
             if new.change != OrganizationChange::default() {
                 let id = made.id;
                 made =
@@ -105,6 +108,15 @@ pub async fn create(
         })
     })
     .await
+}
+
+/// Where keys are to live.
+pub fn residency(api: &Api, who: &Principal, named: &str, pin_source: Option<&str>) -> Result<Residency, Problem> {
+    let residency = Residency::parse(named, pin_source).map_err(|error| Problem::invalid(error.to_string()))?;
+    if let Residency::External(_) = residency {
+        who.may_name_tokens(api)?;
+    }
+    Ok(residency)
 }
 
 fn refused(error: crate::vault::Error) -> Problem {

@@ -77,8 +77,23 @@ pub struct NewOrganization {
     /// Permission bits of the directory; 0700 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
+    /// Where its keys live: `token`, `wrapped`, or the pkcs11: URI of a token of its own. As the vault's setting says without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residency: Option<String>,
+    /// Where the PIN of a token of its own is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_source: Option<String>,
     #[serde(flatten)]
     pub change: OrganizationChange,
+}
+
+/// The body of `POST /organizations/{organization}/move`: as in [`NewOrganization`].
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
+pub struct KeyMove {
+    /// `token`, `wrapped`, or the pkcs11: URI of a token of its own, which no API key may name.
+    pub residency: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_source: Option<String>,
 }
 
 /// The body of `PUT /organizations/{organization}`: what is absent stays.

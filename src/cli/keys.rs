@@ -7,7 +7,7 @@ use super::output::{fields, print, print_json, shown, table};
 use super::place;
 use crate::api::Code;
 use crate::api::percent::encode;
-use crate::api::shape::{KeyPair, List};
+use crate::api::shape::{KeyMove, KeyPair, List};
 use crate::vault::{KekInfo, RotationInfo};
 use axum::http::Method;
 use clap::Subcommand;
@@ -28,9 +28,20 @@ pub enum Key {
         /// Every organization, deleted ones that can be restored too
         #[arg(long)]
         all: bool,
-        /// The vault's own KEK
+        /// The vault's own KEK, and the root key with every KEK that is wrapped under it
         #[arg(long)]
         root: bool,
+    },
+    /// Move the keys of an organization: new KEK versions elsewhere, every DEK wrapped under them; values are not rewritten
+    Move {
+        /// Name or id (org_…)
+        organization: String,
+        /// `token`, `wrapped`, or the token of its own that shall hold them, as in pkcs11:token=acme?module-path=…
+        #[arg(long, value_name = "RESIDENCY")]
+        to: String,
+        /// Where the PIN of that token is read: file:PATH, credential:NAME
+        #[arg(long, value_name = "SOURCE")]
+        pin_source: Option<String>,
     },
     /// List the KEKs of an organization, or of the whole vault
     List {
@@ -59,7 +70,10 @@ impl Key {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
         let client = &mut Client::new(&place::state(global)?)?;
         match self {
-            Key::Rotate { root: true, .. } => client.order("/keys/root/rotate", &()),
+            Key::Rotate { root: true, .. } => {
+                client.order("/keys/root/rotate", &())?;
+                follow(client, None, global)
+            }
             Key::Rotate { organization: Some(organization), .. } => {
                 let route = format!("/organizations/{}/rotate", encode(organization.as_bytes()));
                 client.order(&route, &()).map_err(|f| f.about(&organization))?;
@@ -68,6 +82,12 @@ impl Key {
             Key::Rotate { .. } => {
                 client.order("/keys/rotate", &())?;
                 follow(client, None, global)
+            }
+            Key::Move { organization, to, pin_source } => {
+                let route = format!("/organizations/{}/move", encode(organization.as_bytes()));
+                let body = KeyMove { residency: to, pin_source };
+                client.order(&route, &body).map_err(|f| f.about(&organization))?;
+                follow(client, Some(&organization), global)
             }
             Key::List { organization } => list(client, organization.as_deref(), global),
             Key::Show { kek } => show(client, &kek, global),

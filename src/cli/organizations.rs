@@ -23,6 +23,15 @@ pub enum Org {
         /// Permission bits of its directory in octal [default: 0700]
         #[arg(long, value_parser = mode)]
         mode: Option<u32>,
+        /// Where its keys live [default: as the vault was told]
+        #[arg(long, value_name = "token|wrapped", value_parser = ["token", "wrapped"])]
+        residency: Option<String>,
+        /// Bring your own key: the token that shall hold its keys, as in pkcs11:token=acme?module-path=…
+        #[arg(long, value_name = "PKCS11-URI", conflicts_with = "residency")]
+        kek: Option<String>,
+        /// Where the PIN of that token is read: file:PATH, credential:NAME
+        #[arg(long, value_name = "SOURCE", requires = "kek")]
+        pin_source: Option<String>,
     },
     /// Change what is known of an organization, and its limits; `none` takes a limit away
     Set {
@@ -71,8 +80,9 @@ impl Org {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
         let client = &mut Client::new(&place::state(global)?)?;
         match self {
-            Org::Create { name, owner, mode } => {
-                let new = NewOrganization { name, owner, mode, change: OrganizationChange::default() };
+            Org::Create { name, owner, mode, residency, kek, pin_source } => {
+                let (residency, change) = (residency.or(kek), OrganizationChange::default());
+                let new = NewOrganization { name, owner, mode, residency, pin_source, change };
                 let made = client.post("/organizations", &new).map_err(|f| f.about(&new.name))?;
                 show(&made, global)
             }

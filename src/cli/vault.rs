@@ -22,12 +22,15 @@ pub struct Init {
     /// Where its PIN is read each time: file:PATH, credential:NAME, fd:N or prompt
     #[arg(long, value_name = "SOURCE")]
     pin_source: String,
+    /// Where the keys of organizations live: each in the token, or wrapped under one root key (100,000 organizations)
+    #[arg(long, default_value = "token", value_parser = ["token", "wrapped"])]
+    residency: String,
 }
 
 impl Init {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
         process::keep_secrets();
-        let made = Vault::init(&self.state, &self.token, &self.pin_source);
+        let made = Vault::init_residing(&self.state, &self.token, &self.pin_source, &self.residency);
         let vault = made.map_err(|e| Failure::from(Problem::from(e)))?.to_string();
         let state = super::canonical(&self.state)?.display().to_string();
         if global.json {

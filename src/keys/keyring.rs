@@ -3,11 +3,14 @@
 use super::cache::{Cache, CacheLimits, Claim};
 use super::configuration;
 use super::flight::Flights;
+use super::home::{Home, Homes, Lodging, LookUp, TokenPlace, WrappedKek};
 use super::pool::{Order, Pool, Recipe};
-use super::token::{Seat, Token};
-use super::{KekRef, KekState, KeyError, Patience, PinSource, TokenStatus, TokenUri, WrappedDek};
-use crate::crypto::{LockedKey, context_digest, random, wrap_aad};
-use parking_lot::RwLock;
+use super::token::{Key, Seat, Token};
+use super::{KekRef, KekState, KeyError, Patience, PinSource, TokenStatus, TokenUri, WrapLayer, WrappedDek};
+use crate::crypto::{LockedKey, context_digest, kek_aad, random, wrap_aad};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -35,11 +38,14 @@ pub struct FreshDek {
     pub wrapped: WrappedDek,
 }
 
-/// The keys of one token.
+/// The keys of one vault.
 pub struct Keyring {
     memory: Arc<Memory>,
     flights: Flights,
-    token: Token,
+    token: Arc<Token>,
+    /// Tokens of organizations' own.
+    others: Mutex<HashMap<TokenPlace, Arc<Token>>>,
+    homes: Homes,
     timeout: Duration,
     /// Its end ends the sweeper.
     _sweeper: mpsc::Sender<()>,
@@ -57,60 +63,162 @@ struct Memory {
 impl Keyring {
     /// Reads the PIN, loads the module, finds the token, logs in, and probes what the token can do.
     pub fn open(config: KeyringConfig) -> Result<Keyring, KeyError> {
-        let token = Token::open(config.uri, config.pin.read()?, config.timeout)?;
+        let token = Arc::new(Token::open(config.uri, config.pin.read()?, config.timeout)?);
         let memory = Arc::new(Memory {
             cache: Cache::new(config.cache),
             pool: Pool::new(config.pool, config.cache.hard),
             on_unwrap: RwLock::new(None),
         });
         let sweeper = spawn_sweeper(&memory, config.cache.hard)?;
-        Ok(Keyring { memory, flights: Flights::default(), token, timeout: config.timeout, _sweeper: sweeper })
+        Ok(Keyring {
+            memory,
+            flights: Flights::default(),
+            token,
+            others: Mutex::default(),
+            homes: Homes::new(),
+            timeout: config.timeout,
+            _sweeper: sweeper,
+        })
     }
 
-    /// Makes a KEK on the token: it encrypts and decrypts there, and cannot be read, copied or changed.
+    /// Who says where KEKs live; without it they are all on the vault's token.
+    pub fn ask_for_homes(&self, look_up: LookUp) {
+        self.homes.ask(look_up);
+    }
+
+    /// Makes a KEK on the vault's token: it encrypts and decrypts there, and cannot be read, copied or changed.
     ///
     /// After [`KeyError::Unavailable`] the token has no such key, or destroys it as soon as it answers again.
     pub fn create_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        self.make(move |seat, claim| seat.create(kek, claim))
+        make(&self.token, move |seat, claim| seat.create(kek, claim))
     }
 
-    /// Makes sure of a KEK that is already on the token and that nothing is wrapped under yet: a try to make it was
+    /// As [`Keyring::create_kek`], on the token that is to be its home.
+    pub fn create(&self, home: &Home, kek: KekRef, pair: &(String, String)) -> Result<(), KeyError> {
+        // It is needed before whoever keeps homes has stored it.
+        self.homes.note(kek, Lodging { home: home.clone(), pair: pair.clone() });
+        let token = self.token_of(home)?;
+        make(&token, move |seat, claim| seat.create(kek, claim))
+    }
+
+    /// Makes sure of a KEK that is already on its token and that nothing is wrapped under yet: a try to make it was
     /// cut short. One that does not work is made anew.
+    pub fn adopt(&self, home: &Home, kek: KekRef) -> Result<(), KeyError> {
+        let token = self.token_of(home)?;
+        make(&token, move |seat, claim| seat.adopt(kek, claim))
+    }
+
+    /// As [`Keyring::adopt`], on the vault's token.
     pub fn adopt_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        self.make(move |seat, claim| seat.adopt(kek, claim))
+        self.adopt(&Home::Token, kek)
     }
 
-    /// Asks for a key. Either the caller learns that it is there, or the token's thread that the caller has left.
-    fn make(
+    /// Makes a root key on the vault's token: it wraps and unwraps KEKs there and does nothing else.
+    pub fn create_root(&self, root: KekRef) -> Result<(), KeyError> {
+        self.token.ask(move |seat| seat.create_root(root))
+    }
+
+    /// Makes a KEK under a root key: what is to be stored of it. The token keeps nothing.
+    pub fn create_wrapped_kek(
         &self,
-        question: impl FnOnce(&mut Seat, &dyn Fn() -> bool) -> Result<(), KeyError> + Send + 'static,
-    ) -> Result<(), KeyError> {
-        // Whoever is first says whether the key counts.
-        let counts = Arc::new(OnceLock::new());
-        let theirs = counts.clone();
-        let answer = self.token.ask(move |seat| question(seat, &|| *theirs.get_or_init(|| true)));
-        if matches!(answer, Err(KeyError::Unavailable(_))) && *counts.get_or_init(|| false) {
-            return Ok(());
-        }
-        answer
+        kek: KekRef,
+        root: KekRef,
+        pair: (String, String),
+    ) -> Result<WrappedKek, KeyError> {
+        let aad = kek_aad(&context_digest(std::slice::from_ref(&pair)), kek.version, &kek.id);
+        let wrapped = self.token.ask(move |seat| seat.bear(kek, root, &aad))?;
+        // It is needed before whoever keeps homes has stored it.
+        self.homes.note(kek, Lodging { home: Home::Wrapped(wrapped.clone()), pair });
+        Ok(wrapped)
     }
 
-    /// Destroys a KEK for good, and forgets every DEK under it. [`KeyError::NoSuchKey`] when it is gone already.
+    /// Destroys a KEK or a root key of the vault's token for good, and forgets every DEK under it.
+    /// [`KeyError::NoSuchKey`] when it is gone already.
     pub fn destroy_kek(&self, kek: KekRef) -> Result<(), KeyError> {
+        self.destroy(&Home::Token, kek)
+    }
+
+    /// As [`Keyring::destroy_kek`], wherever it lives; what is stored of a wrapped one is the caller's affair.
+    pub fn destroy(&self, home: &Home, kek: KekRef) -> Result<(), KeyError> {
         let forget = |memory: &Memory| {
             memory.pool.forget_where(|recipe| recipe.keks.contains(&kek));
             memory.cache.forget_where(|claim| claim.wrapped.layers.iter().any(|layer| layer.kek == kek));
         };
         forget(&self.memory);
-        let destroyed = self.token.ask(move |seat| seat.destroy(kek));
+        self.homes.forget(kek);
+        let destroyed = match home {
+            Home::Token | Home::External(_) => {
+                self.token_of(home).and_then(|token| token.ask(move |seat| seat.destroy(kek)))
+            }
+            Home::Wrapped(_) => {
+                self.token.later(move |seat| drop(seat.unload(kek)));
+                Ok(())
+            }
+        };
         // Once more for what came in while the key still worked.
         forget(&self.memory);
         destroyed
     }
 
-    /// Whether a KEK can be used; asks the token.
+    /// Whether a KEK of the vault's token can be used; asks it.
     pub fn kek_state(&self, kek: KekRef) -> KekState {
-        self.token.kek_state(kek)
+        self.token.kek_state(Key { kek, lodging: None })
+    }
+
+    /// Whether a KEK of an organization can be used; asks the token it lives on.
+    pub fn state_of(&self, organization: u32, kek: KekRef) -> KekState {
+        match self.located(organization, kek) {
+            Ok((token, key)) => token.kek_state(key),
+            Err(error) => KekState::Unavailable(error.to_string()),
+        }
+    }
+
+    /// A KEK, and the token that it can be used on.
+    fn located(&self, organization: u32, kek: KekRef) -> Result<(Arc<Token>, Key), KeyError> {
+        let lodging = self.homes.find(organization, kek);
+        let token = self.token_of(lodging.as_deref().map_or(&Home::Token, |lodging| &lodging.home))?;
+        Ok((token, Key { kek, lodging }))
+    }
+
+    /// The token that KEKs with this home are used on.
+    fn token_of(&self, home: &Home) -> Result<Arc<Token>, KeyError> {
+        match home {
+            Home::External(place) => self.other(place),
+            Home::Token | Home::Wrapped(_) => Ok(self.token.clone()),
+        }
+    }
+
+    /// The way through the KEKs of a wrapping: on one token, unless an organization is just moving to another.
+    fn route(&self, organization: u32, keks: impl IntoIterator<Item = KekRef>) -> Result<Vec<Leg>, KeyError> {
+        let mut legs: Vec<Leg> = Vec::new();
+        for (number, kek) in keks.into_iter().enumerate() {
+            let (token, key) = self.located(organization, kek)?;
+            match legs.last_mut().filter(|leg| Arc::ptr_eq(&leg.token, &token)) {
+                Some(leg) => {
+                    leg.run.keys.push(key);
+                    leg.run.layers.end += 1;
+                }
+                None => legs.push(Leg { token, run: Run { keys: vec![key], layers: number..number + 1 } }),
+            }
+        }
+        Ok(legs)
+    }
+
+    /// A token that is not the vault's, logged in to and probed.
+    fn other(&self, place: &TokenPlace) -> Result<Arc<Token>, KeyError> {
+        let token = {
+            let mut others = self.others.lock();
+            match others.get(place) {
+                Some(token) => token.clone(),
+                None => {
+                    let token = Arc::new(Token::beside(place.uri.clone(), place.pin.read()?, self.timeout)?);
+                    // Kept whatever it says: a PIN that it refuses is not presented again.
+                    others.entry(place.clone()).or_insert(token).clone()
+                }
+            }
+        };
+        token.probe()?;
+        Ok(token)
     }
 
     /// Opens a wrapped DEK, with no call to the token when it was opened a short while ago.
@@ -139,34 +247,84 @@ impl Keyring {
             if let Some(key) = self.cached(&claim) {
                 return Ok(key);
             }
-            let (memory, claim) = (self.memory.clone(), claim.clone());
+            let (memory, ours) = (self.memory.clone(), claim.clone());
             let asked = memory.cache.epoch();
-            self.token.ask(move |seat| {
-                let key = Arc::new(memory.open(seat, &claim)?);
-                // In here, so that a slow token's answer serves the next caller when this one has left.
-                memory.cache.insert(claim, key.clone(), asked);
-                Ok(key)
+            // On the token's thread, so that a slow token's answer serves the next caller when this one has left.
+            self.open_layers(organization, &claim.wrapped, claim.context, move |key| {
+                memory.opened(&ours);
+                memory.cache.insert(ours, key.clone(), asked);
             })
         })
     }
 
+    /// Takes the layers off, the outermost first, each on its token; `then` is done on the last one's thread.
+    fn open_layers(
+        &self,
+        organization: u32,
+        wrapped: &WrappedDek,
+        context: [u8; 32],
+        then: impl FnOnce(&Arc<LockedKey>) + Send + 'static,
+    ) -> Result<Arc<LockedKey>, KeyError> {
+        let mut legs = self.route(organization, wrapped.layers.iter().map(|layer| layer.kek))?;
+        let innermost = match legs.is_empty() {
+            true => return Err(KeyError::Authentication),
+            false => legs.remove(0),
+        };
+        let mut outer = Zeroizing::new(wrapped.ciphertext.clone());
+        for Leg { token, run } in legs.into_iter().rev() {
+            let wrapped = wrapped.clone();
+            outer = token.ask(move |seat| run.take_off(seat, &wrapped, &context, outer))?;
+        }
+        let (wrapped, Leg { token, run }) = (wrapped.clone(), innermost);
+        token.ask(move |seat| {
+            let key = Arc::new(dek(&run.take_off(seat, &wrapped, &context, outer)?)?);
+            then(&key);
+            Ok(key)
+        })
+    }
+
+    /// Puts a layer of each KEK over a DEK, each on its token.
+    fn wrap(&self, recipe: &Recipe, key: &LockedKey, dek_id: [u8; 16]) -> Result<WrappedDek, KeyError> {
+        let context = context_digest(&recipe.context);
+        let mut layers = Vec::with_capacity(recipe.keks.len());
+        let mut inner = Zeroizing::new(key.expose().to_vec());
+        for Leg { token, run } in self.route(recipe.organization, recipe.keks.iter().copied())? {
+            let (more, outer) = token.ask(move |seat| run.put_on(seat, &context, &dek_id, inner))?;
+            layers.extend(more);
+            inner = outer;
+        }
+        Ok(WrappedDek { dek_id, layers, ciphertext: std::mem::take(&mut inner) })
+    }
+
     /// Opens a wrapped DEK for a look that nobody else shall profit from: it is neither kept nor told to the hook.
     /// Waits for the token; `context` as for [`Keyring::unwrap`].
-    pub fn unwrap_once(&self, wrapped: &WrappedDek, context: &[(String, String)]) -> Result<Arc<LockedKey>, KeyError> {
+    pub fn unwrap_once(
+        &self,
+        organization: u32,
+        wrapped: &WrappedDek,
+        context: &[(String, String)],
+    ) -> Result<Arc<LockedKey>, KeyError> {
         if wrapped.layers.is_empty() || wrapped.layers.len() != context.len() {
             return Err(KeyError::Authentication);
         }
-        let (wrapped, context) = (wrapped.clone(), context_digest(context));
-        self.token.ask(move |seat| open_layers(seat, &wrapped, &context)).map(Arc::new)
+        self.open_layers(organization, wrapped, context_digest(context), |_| ())
     }
 
     fn cached(&self, claim: &Claim) -> Option<Arc<LockedKey>> {
         let hit = self.memory.cache.get(claim)?;
         if hit.refresh {
-            let (memory, claim) = (self.memory.clone(), claim.clone());
-            self.token.later(move |seat| memory.refresh(seat, &claim));
+            self.refresh(claim);
         }
         Some(hit.key)
+    }
+
+    fn refresh(&self, claim: &Claim) {
+        let keks = claim.wrapped.layers.iter().map(|layer| layer.kek);
+        // Between two tokens, or without one, the entry serves on until its hard age.
+        if let Ok([leg]) = self.route(claim.organization, keks).as_deref() {
+            let (memory, claim, run) = (self.memory.clone(), claim.clone(), leg.run.clone());
+            leg.token.later(move |seat| memory.refresh(seat, &run, &claim));
+        }
     }
 
     /// A new DEK, from the pool when there is one; it is in the cache as well.
@@ -187,8 +345,9 @@ impl Keyring {
             Some(dek) => dek,
             None if patience == Patience::Never => return Err(KeyError::WouldWait),
             None => {
-                let recipe = recipe.clone();
-                self.token.ask(move |seat| wrap_new(seat, &recipe))?
+                let key = Arc::new(LockedKey::generate()?);
+                let wrapped = self.wrap(&recipe, &key, random())?;
+                FreshDek { key, wrapped }
             }
         };
         let claim = Claim { organization, context: context_digest(context), wrapped: dek.wrapped.clone() };
@@ -211,25 +370,30 @@ impl Keyring {
             return Err(KeyError::Authentication);
         }
         let recipe = Recipe { organization, keks: keks.to_vec(), context: new_context.to_vec() };
-        let memory = self.memory.clone();
-        self.token.ask(move |seat| {
-            let key = match cached {
-                Some(key) => key,
-                None => Arc::new(memory.open(seat, &old)?),
-            };
-            let wrapped = wrap(seat, &recipe, &key, old.wrapped.dek_id)?;
-            let context = context_digest(&recipe.context);
-            memory.cache.rewrapped(Claim { organization, context, wrapped: wrapped.clone() });
-            Ok(wrapped)
-        })
+        let key = match cached {
+            Some(key) => key,
+            None => {
+                let (memory, ours) = (self.memory.clone(), old.clone());
+                self.open_layers(organization, wrapped, old.context, move |_| memory.opened(&ours))?
+            }
+        };
+        let wrapped = self.wrap(&recipe, &key, wrapped.dek_id)?;
+        let context = context_digest(&recipe.context);
+        self.memory.cache.rewrapped(Claim { organization, context, wrapped: wrapped.clone() });
+        Ok(wrapped)
     }
 
     fn place(&self, order: Order) {
         let order = Arc::new(order);
+        let route = self.route(order.recipe.organization, order.recipe.keks.iter().copied());
         for first in (0..order.wraps).step_by(BATCH) {
             let (memory, order) = (self.memory.clone(), order.clone());
             let batch = Batch { memory, wraps: BATCH.min(order.wraps - first), order };
-            self.token.later(move |seat| batch.run(seat));
+            // What is between two tokens, or without one, is wrapped when it is needed: the batch is taken off its order.
+            if let Ok([leg]) = route.as_deref() {
+                let run = leg.run.clone();
+                leg.token.later(move |seat| batch.run(seat, &run));
+            }
         }
     }
 
@@ -261,21 +425,86 @@ impl Keyring {
 }
 
 impl Memory {
-    fn open(&self, seat: &mut Seat, claim: &Claim) -> Result<LockedKey, KeyError> {
-        let key = open_layers(seat, &claim.wrapped, &claim.context)?;
+    /// The token opened it.
+    fn opened(&self, claim: &Claim) {
         if let Some(hook) = &*self.on_unwrap.read() {
             hook(claim.organization, &claim.wrapped.dek_id);
         }
-        Ok(key)
     }
 
-    fn refresh(&self, seat: &mut Seat, claim: &Claim) {
-        match self.open(seat, claim) {
-            Ok(_) => self.cache.refreshed(claim),
+    fn refresh(&self, seat: &mut Seat, run: &Run, claim: &Claim) {
+        let outer = Zeroizing::new(claim.wrapped.ciphertext.clone());
+        match run.take_off(seat, &claim.wrapped, &claim.context, outer) {
+            Ok(_) => {
+                self.opened(claim);
+                self.cache.refreshed(claim);
+            }
             Err(KeyError::NoSuchKey(_) | KeyError::Authentication) => self.cache.forget(&claim.wrapped.dek_id),
             // The token is away, and the entry serves on until its hard age.
             Err(_) => {}
         }
+    }
+}
+
+/// Asks for a key. Either the caller learns that it is there, or the token's thread that the caller has left.
+fn make(
+    token: &Token,
+    question: impl FnOnce(&mut Seat, &dyn Fn() -> bool) -> Result<(), KeyError> + Send + 'static,
+) -> Result<(), KeyError> {
+    // Whoever is first says whether the key counts.
+    let counts = Arc::new(OnceLock::new());
+    let theirs = counts.clone();
+    let answer = token.ask(move |seat| question(seat, &|| *theirs.get_or_init(|| true)));
+    if matches!(answer, Err(KeyError::Unavailable(_))) && *counts.get_or_init(|| false) {
+        return Ok(());
+    }
+    answer
+}
+
+/// A part of the way, on one token.
+struct Leg {
+    token: Arc<Token>,
+    run: Run,
+}
+
+/// Layers of a wrapping that lie on one another and that one token makes and opens.
+#[derive(Clone)]
+struct Run {
+    keys: Vec<Key>,
+    /// Their numbers in the wrapping.
+    layers: Range<usize>,
+}
+
+impl Run {
+    fn take_off(
+        &self,
+        seat: &mut Seat,
+        wrapped: &WrappedDek,
+        context: &[u8; 32],
+        mut outer: Zeroizing<Vec<u8>>,
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        for (key, layer) in self.keys.iter().zip(&wrapped.layers[self.layers.clone()]).rev() {
+            let aad = wrap_aad(context, layer.kek.version, &wrapped.dek_id);
+            outer = seat.with(key, |seat| seat.unwrap(layer, &aad, &outer))?;
+        }
+        Ok(outer)
+    }
+
+    fn put_on(
+        &self,
+        seat: &mut Seat,
+        context: &[u8; 32],
+        dek_id: &[u8; 16],
+        mut inner: Zeroizing<Vec<u8>>,
+    ) -> Result<(Vec<WrapLayer>, Zeroizing<Vec<u8>>), KeyError> {
+        let mut layers = Vec::with_capacity(self.keys.len());
+        for key in &self.keys {
+            let aad = wrap_aad(context, key.kek.version, dek_id);
+            let (layer, outer) = seat.with(key, |seat| seat.wrap(key.kek, &aad, &inner))?;
+            layers.push(layer);
+            inner = Zeroizing::new(outer);
+        }
+        Ok((layers, inner))
     }
 }
 
@@ -287,9 +516,9 @@ struct Batch {
 }
 
 impl Batch {
-    fn run(mut self, seat: &mut Seat) {
+    fn run(mut self, seat: &mut Seat, run: &Run) {
         while self.wraps > 0
-            && let Ok(dek) = wrap_new(seat, &self.order.recipe)
+            && let Ok(dek) = wrap_new(seat, run, &self.order.recipe)
         {
             self.memory.pool.deliver(&self.order, Some(dek));
             self.wraps -= 1;
@@ -303,33 +532,17 @@ impl Drop for Batch {
     }
 }
 
-fn wrap_new(seat: &mut Seat, recipe: &Recipe) -> Result<FreshDek, KeyError> {
-    let key = LockedKey::generate()?;
-    let wrapped = wrap(seat, recipe, &key, random())?;
+fn wrap_new(seat: &mut Seat, run: &Run, recipe: &Recipe) -> Result<FreshDek, KeyError> {
+    let (key, dek_id) = (LockedKey::generate()?, random());
+    let inner = Zeroizing::new(key.expose().to_vec());
+    let (layers, mut outer) = run.put_on(seat, &context_digest(&recipe.context), &dek_id, inner)?;
+    let wrapped = WrappedDek { dek_id, layers, ciphertext: std::mem::take(&mut outer) };
     Ok(FreshDek { key: Arc::new(key), wrapped })
 }
 
-/// The outermost layer first.
-fn open_layers(seat: &mut Seat, wrapped: &WrappedDek, context: &[u8; 32]) -> Result<LockedKey, KeyError> {
-    let WrappedDek { dek_id, layers, ciphertext } = wrapped;
-    let mut inner = Zeroizing::new(ciphertext.clone());
-    for layer in layers.iter().rev() {
-        inner = seat.unwrap(layer, &wrap_aad(context, layer.kek.version, dek_id), &inner)?;
-    }
-    let mut dek = Zeroizing::new(<[u8; 32]>::try_from(&inner[..]).map_err(|_| KeyError::Authentication)?);
+fn dek(bytes: &[u8]) -> Result<LockedKey, KeyError> {
+    let mut dek = Zeroizing::new(<[u8; 32]>::try_from(bytes).map_err(|_| KeyError::Authentication)?);
     Ok(LockedKey::take(&mut dek)?)
-}
-
-fn wrap(seat: &mut Seat, recipe: &Recipe, key: &LockedKey, dek_id: [u8; 16]) -> Result<WrappedDek, KeyError> {
-    let context = context_digest(&recipe.context);
-    let mut layers = Vec::with_capacity(recipe.keks.len());
-    let mut inner = Zeroizing::new(key.expose().to_vec());
-    for kek in &recipe.keks {
-        let (layer, outer) = seat.wrap(*kek, &wrap_aad(&context, kek.version, &dek_id), &inner)?;
-        layers.push(layer);
-        inner = Zeroizing::new(outer);
-    }
-    Ok(WrappedDek { dek_id, layers, ciphertext: std::mem::take(&mut inner) })
 }
 
 /// Takes keys past their age out of memory when nobody asks for them any more.

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 const LONGEST: u64 = 1024;
 
 /// Where to read the PIN. Written `file:PATH`, `fd:N`, `credential:NAME`, `prompt` or `env:NAME`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PinSource {
     /// A file that its owner alone may read.

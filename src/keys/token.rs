@@ -5,19 +5,22 @@ mod fault;
 mod hot;
 mod kek;
 mod link;
+mod loaded;
 mod module;
 mod probe;
 mod seat;
+mod wrapping;
 
 pub(super) use seat::Seat;
+pub(super) use wrapping::Key;
 
-use super::{KekRef, KeyError, Pin, TokenUri};
+use super::{KeyError, Pin, TokenUri};
 use crew::Crew;
 use link::Link;
 use module::Module;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Loading a module and logging in may take seconds on a token of many objects.
@@ -80,6 +83,7 @@ fn count(counter: &AtomicU64) {
 pub(super) struct Token {
     link: Arc<Link>,
     crew: Crew,
+    probed: AtomicBool,
 }
 
 impl Token {
@@ -88,7 +92,23 @@ impl Token {
         let link = Arc::new(Link::new(Module::load(&uri)?, uri, pin));
         let crew = Crew::hire(link.clone(), timeout)?;
         crew.ask(START, |seat| seat.start())?;
-        Ok(Token { link, crew })
+        Ok(Token { link, crew, probed: AtomicBool::new(true) })
+    }
+
+    /// Another token than the vault's: it may be away now and come later, and is probed when it is first asked.
+    pub fn beside(uri: TokenUri, pin: Pin, timeout: Duration) -> Result<Self, KeyError> {
+        let link = Arc::new(Link::new(Module::load(&uri)?, uri, pin));
+        let crew = Crew::hire(link.clone(), timeout)?;
+        Ok(Token { link, crew, probed: AtomicBool::new(false) })
+    }
+
+    /// Probes it, unless that was done.
+    pub fn probe(&self) -> Result<(), KeyError> {
+        if !self.probed.load(Relaxed) {
+            self.ask(|seat| seat.probe())?;
+            self.probed.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// Asks now and waits for the answer, at most the timeout.
@@ -111,8 +131,8 @@ impl Token {
         self.crew.later(Box::new(job));
     }
 
-    pub fn kek_state(&self, kek: KekRef) -> KekState {
-        match self.ask(move |seat| seat.confirm(kek)) {
+    pub fn kek_state(&self, key: Key) -> KekState {
+        match self.ask(move |seat| seat.confirm_key(&key)) {
             Ok(()) => KekState::Active,
             Err(KeyError::NoSuchKey(_)) => KekState::Missing,
             Err(other) => KekState::Unavailable(other.to_string()),

@@ -263,7 +263,7 @@ impl Vault {
         if organization.record.lock().locked {
             return "locked";
         }
-        match self.keyring.kek_state(organization.kek()) {
+        match self.keyring.state_of(organization.no.0, organization.kek()) {
             KekState::Active => "active",
             KekState::Unavailable(_) => "unavailable",
             KekState::Missing => "destroyed",

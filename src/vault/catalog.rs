@@ -6,7 +6,7 @@ use super::organization::Organization;
 use super::row::{ContentRecord, Kind, Node, Object, Record, Tombstone, Version};
 use super::{AuditEvent, Caller, Make, Vault, at_most};
 use super::{ObjectInfo, OrganizationInfo, Restored, TombstoneInfo, VersionInfo};
-use crate::keys::Patience;
+use crate::keys::{Patience, Residency};
 use std::sync::Arc;
 
 /// An object with the folder and the name that it stands under.
@@ -32,8 +32,20 @@ impl Vault {
         owner: Option<(u32, u32)>,
         mode: Option<u32>,
     ) -> Result<OrganizationInfo> {
+        self.create_organization_at(caller, name, (owner, mode), None)
+    }
+
+    /// As [`Vault::create_organization`], with keys that live elsewhere than those of others.
+    pub fn create_organization_at(
+        &self,
+        caller: &Caller,
+        name: &str,
+        (owner, mode): (Option<(u32, u32)>, Option<u32>),
+        residency: Option<Residency>,
+    ) -> Result<OrganizationInfo> {
         let owner = owner.unwrap_or((caller.uid, caller.gid));
-        let (_, organization) = self.make_organization(caller, name.as_bytes(), mode.unwrap_or(0o700), owner)?;
+        let mode = mode.unwrap_or(0o700);
+        let (_, organization) = self.make_organization(caller, name.as_bytes(), mode, owner, residency)?;
         self.name_changed(Ino::ROOT, name.as_bytes());
         Ok(self.organization_info(&organization))
     }

@@ -6,13 +6,12 @@
 //! part. The intent that says so goes last, so whatever ends the daemon, the next one goes on from there.
 
 use super::error::{Error, Result};
-use super::header::Header;
 use super::ids::{Ino, OrgNo};
 use super::organization::{OWN_PAIR, Organization};
 use super::profile::Profile;
-use super::row::{Entry, Intent, Intention, Kek, Node, OrgRecord, RowAt, Tombstone};
+use super::row::{Entry, Intent, Intention, Kek, KekVersion, Node, OrgRecord, RowAt, Tombstone};
 use super::{AuditEvent, Caller, Changed, Vault};
-use crate::keys::{KekRef, KekState, KeyError, Patience};
+use crate::keys::{Home, KekRef, KekState, KeyError, Patience};
 use crate::store::{Durability, Key, Table};
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ impl Vault {
             return Err(Error::WouldWait);
         }
         // Without the token nothing is begun: better a vault that still has it than one that only seems to have lost it.
-        if let KekState::Unavailable(why) = self.keyring.kek_state(organization.kek()) {
+        if let KekState::Unavailable(why) = self.keyring.state_of(organization.no.0, organization.kek()) {
             return Err(KeyError::Unavailable(why).into());
         }
         let shown = self.graveyard_name(organization)?;
@@ -75,14 +74,17 @@ impl Vault {
                 self.touch_folder(&mut tx, Ino::ROOT, -1, super::time::Time::now())?;
             }
         }
+        let mut own = Home::Token;
         for kek in self.keks_of(no)? {
             for version in &kek.versions {
-                let intent = Intent { org: no, pair: kek.pair.clone(), what: Intention::Destroy };
-                tx.put(kek.named(version), intent);
+                if kek.named(version) == organization.kek() {
+                    own = version.home.clone();
+                }
+                self.doom(&mut tx, no, (&kek.pair, kek.id), version);
             }
             tx.delete::<Kek>(self.kek_place(no, &kek.pair)?);
         }
-        tx.put(organization.kek(), Intent { org: no, pair: organization.pair(), what: Intention::Purge });
+        tx.put(organization.kek(), Intent { org: no, pair: organization.pair(), what: Intention::Purge, home: own });
         tx.delete::<Node>(top);
         tx.delete::<super::row::Attributes>(top);
         tx.delete::<OrgRecord>(no);
@@ -115,15 +117,28 @@ impl Vault {
 
     fn destroy(&self, name: KekRef, intent: &Intent) -> Result<()> {
         let named = match intent.org {
-            OrgNo::VAULT => Header::read(&self.state)?.kek() == name,
+            OrgNo::VAULT => {
+                let (kek, root) = {
+                    let header = self.header.lock();
+                    (header.kek(), header.root())
+                };
+                if root.is_some_and(|root| root.id == name.id && root != name) && !self.has_left_root(name)? {
+                    // It ends after the rotations that it waits for.
+                    return Ok(());
+                }
+                kek == name || root == Some(name)
+            }
             org => self.keks_of(org)?.iter().any(|kek| kek.versions.iter().any(|v| kek.named(v) == name)),
         };
         if named {
             return Err(Error::Header(format!("{name} is to be destroyed and is in use: restore the state directory")));
         }
-        match self.keyring.destroy_kek(name) {
+        match self.keyring.destroy(&intent.home, name) {
             Ok(()) | Err(KeyError::NoSuchKey(_)) => {}
             Err(error) => return Err(error.into()),
+        }
+        if matches!(intent.home, Home::Wrapped(_)) {
+            self.signals.scrub();
         }
         if intent.what == Intention::Purge {
             self.keyring.forget_organization(intent.org.0);
@@ -139,6 +154,28 @@ impl Vault {
             ..AuditEvent::new("key.destroyed")
         });
         Ok(())
+    }
+
+    /// Whether nothing is under a root key any more that was replaced; organizations that are begin to rotate. Nobody looks
+    /// while others do: there may be 100,000.
+    fn has_left_root(&self, root: KekRef) -> Result<bool> {
+        let all = self.organizations.all();
+        let rotates = |organization: &Arc<Organization>| organization.record.lock().rotation.is_some();
+        if all.iter().any(rotates) {
+            return Ok(false);
+        }
+        let under = |version: &KekVersion| matches!(&version.home, Home::Wrapped(wrapped) if wrapped.root == root);
+        let mut left = true;
+        for organization in all {
+            let keks = self.keks_of(organization.no)?;
+            left &= !keks.iter().flat_map(|kek| &kek.versions).any(under);
+            // One that kept an older version, because something under it does not open, is not rotated again and again.
+            if keks.iter().filter_map(|kek| kek.versions.last()).any(under) {
+                self.begin_rotation(&organization, None)?;
+                self.rotations.wake();
+            }
+        }
+        Ok(left)
     }
 
     /// Removes the unreadable rows and segments of an organization that is gone.

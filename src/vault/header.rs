@@ -8,7 +8,7 @@ use super::ids::VaultId;
 use super::records::hex;
 use super::time::Time;
 use crate::crypto::{self, LockedKey, RecordKey};
-use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, TokenUri, WrappedDek};
+use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, Residency, TokenUri, WrappedDek};
 use crate::store::{Disk, Op};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -40,13 +40,26 @@ struct Sealed {
     kek: KekRef,
     metadata_key: WrappedDek,
     metadata_commitment: String,
+    /// The root key under which wrapped KEKs are; none before the first of them. Left out of JSON and tag when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root: Option<KekRef>,
+    /// Where the KEKs of new organizations live, if not on the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    residency: Option<Residency>,
 }
 
 impl Header {
     /// Makes the header of a new vault, and its key in the token.
-    pub fn create(keyring: &Keyring, token: TokenUri, pin_source: PinSource) -> Result<(Header, RecordKey)> {
+    pub fn create(
+        keyring: &Keyring,
+        token: TokenUri,
+        pin_source: PinSource,
+        residency: Residency,
+    ) -> Result<(Header, RecordKey)> {
         let vault = VaultId::fresh();
-        let kek = KekRef::fresh();
+        let (kek, root) = (KekRef::fresh(), (residency == Residency::Wrapped).then(KekRef::fresh));
+        // A token that cannot keep them safe is refused before anything else is made.
+        root.map_or(Ok(()), |root| keyring.create_root(root))?;
         keyring.create_kek(kek)?;
         let FreshDek { key, wrapped } = keyring.fresh(0, &[kek], &context(vault), Patience::Wait)?;
         let sealed = Sealed {
@@ -56,6 +69,8 @@ impl Header {
             kek,
             metadata_commitment: hex(&commitment(&key, vault, &wrapped)),
             metadata_key: wrapped,
+            root,
+            residency: (residency != Residency::Token).then_some(residency),
         };
         let records = RecordKey::new(LockedKey::take(&mut key.expose().to_owned())?);
         let seal = hex(&records.header_tag(&sealed.bytes()));
@@ -112,6 +127,23 @@ impl Header {
         self.sealed.kek = kek;
         self.seal = hex(&records.header_tag(&self.sealed.bytes()));
         Ok(self)
+    }
+
+    /// The header with another root key.
+    pub fn with_root(mut self, keyring: &Keyring, root: KekRef) -> Result<Header> {
+        let records = self.unseal(keyring)?;
+        self.sealed.root = Some(root);
+        self.seal = hex(&records.header_tag(&self.sealed.bytes()));
+        Ok(self)
+    }
+
+    pub fn root(&self) -> Option<KekRef> {
+        self.sealed.root
+    }
+
+    /// Where the KEKs of new organizations live.
+    pub fn residency(&self) -> Residency {
+        self.sealed.residency.clone().unwrap_or_default()
     }
 
     pub fn vault(&self) -> Result<VaultId> {

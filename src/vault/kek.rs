@@ -4,21 +4,22 @@
 //! intent that says so is on the disk. What a crash leaves of that is taken up by the next use of the pair.
 
 use super::error::{Error, Result};
+use super::header::Header;
 use super::ids::{Ino, OrgNo};
 use super::organization::Organization;
 use super::records::Tx;
-use super::row::{ContentRecord, Context, Intent, Intention, Kek, KekVersion, Pair, Record, Residency};
+use super::row::{ContentRecord, Context, Intent, Intention, Kek, KekVersion, Pair, Record};
 use super::time::Time;
 use super::{AuditEvent, Vault};
 use crate::crypto;
-use crate::keys::{FreshDek, KekRef, KeyError, Patience, WrappedDek};
+use crate::keys::{FreshDek, Home, KekRef, KeyError, Lodging, Patience, Residency, WrappedDek};
 use crate::store::{Durability, Key};
 use std::sync::Arc;
 
 impl Kek {
     /// A KEK of one version.
-    pub fn first(name: KekRef, pair: Pair) -> Kek {
-        Kek { pair, id: name.id, versions: vec![KekVersion::new(name.version)], data_keys: None }
+    pub fn first(name: KekRef, pair: Pair, home: Home) -> Kek {
+        Kek { pair, id: name.id, versions: vec![KekVersion::new(name.version, home)], data_keys: None }
     }
 
     /// What wraps from now on; `None` when there is no version left.
@@ -32,8 +33,8 @@ impl Kek {
 }
 
 impl KekVersion {
-    pub fn new(version: u32) -> KekVersion {
-        KekVersion { version, made: Time::now(), residency: Residency::Token }
+    pub fn new(version: u32, home: Home) -> KekVersion {
+        KekVersion { version, made: Time::now(), home }
     }
 }
 
@@ -105,6 +106,21 @@ impl Vault {
         Ok(wrapped.layers.len() == context.len())
     }
 
+    /// Where a KEK of an organization lives, for the keyring.
+    pub(super) fn lodging(&self, org: OrgNo, name: KekRef) -> Option<Lodging> {
+        let keks = self.keks_of(org).ok()?;
+        let kek = keks.iter().find(|kek| kek.id == name.id)?;
+        let version = kek.versions.iter().find(|version| version.version == name.version)?;
+        Some(Lodging { home: version.home.clone(), pair: kek.pair.clone() })
+    }
+
+    /// Where new KEKs of an organization are to live: where its own one does.
+    fn residency(&self, org: &Organization) -> Result<Residency> {
+        let own = self.records.get::<Kek>(self.kek_place(org.no, &org.pair())?)?;
+        let current = own.as_ref().and_then(|kek| kek.versions.last());
+        Ok(current.map_or(Residency::Token, |version| version.home.residency()))
+    }
+
     /// Makes the KEK of a pair that has none.
     fn make_kek(&self, org: &Organization, pair: &Pair) -> Result<KekRef> {
         let _one_at_a_time = self.making_keks.lock();
@@ -112,17 +128,13 @@ impl Vault {
         if let Some(kek) = self.records.get::<Kek>(place)? {
             return kek.current().ok_or(Error::Revoked);
         }
-        let name = match self.intended(org.no, pair)? {
-            Some(left) => left,
-            None => {
-                let name = KekRef::fresh();
-                self.intend(name, org.no, pair.clone())?;
-                name
-            }
+        let (name, residency, intended) = match self.intended(org.no, pair)? {
+            Some((left, intent)) => (left, intent.home.residency(), true),
+            None => (KekRef::fresh(), self.residency(org)?, false),
         };
-        self.make_intended(name)?;
+        let home = self.make_key((name, intended), org.no, pair, &residency)?;
         let mut tx = self.begin()?;
-        tx.put(place, Kek::first(name, pair.clone()));
+        tx.put(place, Kek::first(name, pair.clone(), home));
         tx.delete::<Intent>(name);
         self.finish(tx);
         self.audit(AuditEvent {
@@ -133,10 +145,33 @@ impl Vault {
         Ok(name)
     }
 
+    /// Makes a KEK, for a record that is to name it next. One that a token is to hold is intended before, unless it is
+    /// already; of a wrapped one there is nothing but that record.
+    pub(super) fn make_key(
+        &self,
+        (name, intended): (KekRef, bool),
+        org: OrgNo,
+        pair: &Pair,
+        residency: &Residency,
+    ) -> Result<Home> {
+        let home = match residency {
+            Residency::Wrapped => {
+                let wrapped = self.keyring.create_wrapped_kek(name, self.root()?, pair.clone())?;
+                return Ok(Home::Wrapped(wrapped));
+            }
+            Residency::Token => Home::Token,
+            Residency::External(place) => Home::External(place.clone()),
+        };
+        if !intended {
+            self.intend(name, org, pair.clone(), home.clone())?;
+        }
+        self.make_intended(name, pair, &home)?;
+        Ok(home)
+    }
+
     /// What a try that was cut short was to make for this pair.
-    fn intended(&self, org: OrgNo, pair: &Pair) -> Result<Option<KekRef>> {
-        let all = self.intents()?;
-        Ok(all.into_iter().find(|(_, intent)| intent.org == org && intent.pair == *pair).map(|(name, _)| name))
+    fn intended(&self, org: OrgNo, pair: &Pair) -> Result<Option<(KekRef, Arc<Intent>)>> {
+        Ok(self.intents()?.into_iter().find(|(_, intent)| intent.org == org && intent.pair == *pair))
     }
 
     /// KEKs that are being made or destroyed, or were when the vault was cut short.
@@ -147,25 +182,25 @@ impl Vault {
         Ok(rows.into_iter().filter_map(|(key, row)| Some((KekRef::from_key(&key)?, row))).collect())
     }
 
-    /// Writes down, on the disk when it returns, that this KEK will be made.
-    pub(super) fn intend(&self, name: KekRef, org: OrgNo, pair: Pair) -> Result<()> {
+    /// Writes down, on the disk when it returns, that this key will be made.
+    pub(super) fn intend(&self, name: KekRef, org: OrgNo, pair: Pair, home: Home) -> Result<()> {
         let mut tx = self.begin()?;
-        tx.put_new(name, Intent { org, pair, what: Intention::Make });
+        tx.put_new(name, Intent { org, pair, what: Intention::Make, home });
         let batch = self.finish(tx);
         self.signals.wait_for(batch, Durability::Synced)
     }
 
     /// Makes a KEK that was intended, or takes what an earlier try made of it.
-    pub(super) fn make_intended(&self, name: KekRef) -> Result<()> {
-        match self.keyring.create_kek(name) {
-            Err(KeyError::KekExists(_)) => Ok(self.keyring.adopt_kek(name)?),
+    fn make_intended(&self, name: KekRef, pair: &Pair, home: &Home) -> Result<()> {
+        match self.keyring.create(home, name, pair) {
+            Err(KeyError::KekExists(_)) => Ok(self.keyring.adopt(home, name)?),
             made => Ok(made?),
         }
     }
 
     /// Gives up a KEK that was made for nothing, and its intent; later, when the token does not serve now.
-    pub(super) fn discard_kek(&self, kek: KekRef) {
-        let gone = self.keyring.destroy_kek(kek);
+    pub(super) fn discard_kek(&self, kek: KekRef, home: &Home) {
+        let gone = self.keyring.destroy(home, kek);
         let noted = self.begin().and_then(|mut tx| {
             match (&gone, tx.get::<Intent>(kek)?) {
                 (Ok(()) | Err(KeyError::NoSuchKey(_)), _) => tx.delete::<Intent>(kek),
@@ -181,17 +216,92 @@ impl Vault {
         self.rotations.wake();
     }
 
-    /// At start: the KEKs of organizations that a crash kept from coming to be are to be destroyed.
+    /// At start: the KEKs of organizations that a crash kept from coming to be are to be destroyed, and what a key of the
+    /// vault's own has replaced.
     pub(super) fn doom_orphaned_keks(&self) -> Result<()> {
-        for (kek, intent) in self.intents()? {
-            let making = intent.what == Intention::Make && intent.org != OrgNo::VAULT;
-            if !making || self.organizations.find(intent.org).is_some() {
-                continue;
-            }
+        let (own, root) = {
+            let header = self.header.lock();
+            (header.kek(), header.root())
+        };
+        for (kek, intent) in self.intents()?.into_iter().filter(|(_, intent)| intent.what == Intention::Make) {
             let mut tx = self.begin()?;
-            tx.put(kek, Intent { what: Intention::Destroy, ..(*intent).clone() });
+            if intent.org == OrgNo::VAULT && (kek == own || Some(kek) == root) {
+                self.supersede(&mut tx, kek, &intent.pair);
+            } else if match intent.org {
+                // The next try goes on with these.
+                OrgNo::VAULT => kek.id != own.id && intent.pair != self.root_pair(),
+                org => self.organizations.find(org).is_none(),
+            } {
+                tx.put(kek, Intent { what: Intention::Destroy, ..(*intent).clone() });
+            }
             self.finish(tx);
         }
+        Ok(())
+    }
+
+    /// The header names this version of a key of the vault's own: it is made, and the one before is to be destroyed.
+    pub(super) fn supersede(&self, tx: &mut Tx, new: KekRef, pair: &Pair) {
+        tx.delete::<Intent>(new);
+        if new.version > 1 {
+            self.doom(tx, OrgNo::VAULT, (pair, new.id), &KekVersion::new(new.version - 1, Home::Token));
+        }
+    }
+
+    /// In the transaction that takes a KEK version from its record: it is to be destroyed.
+    pub(super) fn doom(&self, tx: &mut Tx, org: OrgNo, (pair, id): (&Pair, [u8; 16]), version: &KekVersion) {
+        let (pair, home) = (pair.clone(), version.home.clone());
+        let name = KekRef { id, version: version.version };
+        tx.put(name, Intent { org, pair, what: Intention::Destroy, home });
+    }
+
+    /// The root key that wraps KEKs; made when it is needed first.
+    fn root(&self) -> Result<KekRef> {
+        let known = self.header.lock().root();
+        match known {
+            Some(root) => Ok(root),
+            None => {
+                let left = self.intended(OrgNo::VAULT, &self.root_pair())?;
+                self.make_root(left.map_or_else(KekRef::fresh, |(name, _)| name))
+            }
+        }
+    }
+
+    /// Makes a root key and has the header name it. The caller holds `making_keks`.
+    pub(super) fn make_root(&self, root: KekRef) -> Result<KekRef> {
+        if self.records.get::<Intent>(root)?.is_none() {
+            self.intend(root, OrgNo::VAULT, self.root_pair(), Home::Token)?;
+        }
+        match self.keyring.create_root(root) {
+            // Nothing is under it yet, and a kill may have left one that does not work.
+            Err(KeyError::KekExists(_)) => {
+                self.keyring.destroy_kek(root)?;
+                self.keyring.create_root(root)?;
+            }
+            made => made?,
+        }
+        self.change_header(|header| header.with_root(&self.keyring, root))?;
+        let mut tx = self.begin()?;
+        self.supersede(&mut tx, root, &self.root_pair());
+        self.finish(tx);
+        self.audit(AuditEvent { detail: Some(root.to_string()), ..AuditEvent::new("key.created") });
+        Ok(root)
+    }
+
+    pub(super) fn own_pair(&self) -> Pair {
+        ("vaultId".to_owned(), self.id.to_string())
+    }
+
+    /// Stands where a KEK has its pair.
+    pub(super) fn root_pair(&self) -> Pair {
+        ("rootOf".to_owned(), self.id.to_string())
+    }
+
+    /// Replaces the header, on the disk when it returns.
+    pub(super) fn change_header(&self, change: impl FnOnce(Header) -> Result<Header>) -> Result<()> {
+        let mut header = self.header.lock();
+        let changed = change(header.clone())?;
+        changed.write(&self.state, &*self.disk)?;
+        *header = changed;
         Ok(())
     }
 }

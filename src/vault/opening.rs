@@ -18,7 +18,7 @@ use super::types::Options;
 use super::writer::{self, Signals};
 use super::{AuditEvent, Caller, Vault, VaultId, reaper, rotation};
 use crate::crypto::RecordKey;
-use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri};
+use crate::keys::{CacheLimits, KeyError, Keyring, KeyringConfig, Patience, PinSource, Residency, TokenUri};
 use crate::store::{self, Disk, Durability, Key, RealDisk, Reserve, Rows, Segments, StateLock, Table};
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,20 +34,38 @@ const POOL: usize = 64;
 impl Vault {
     /// Makes a vault in an empty or absent directory, and its key in the token.
     pub fn init(state: &Path, token: &str, pin_source: &str) -> Result<VaultId> {
-        Self::init_on(state, token, pin_source, Arc::new(RealDisk))
+        Self::init_with(state, token, pin_source, Residency::Token, Arc::new(RealDisk))
+    }
+
+    /// As [`Vault::init`], with keys that live elsewhere: `token` or `wrapped`.
+    pub fn init_residing(state: &Path, token: &str, pin_source: &str, residency: &str) -> Result<VaultId> {
+        let residency = Residency::parse(residency, None).map_err(|e| Error::Setting(e.to_string()))?;
+        Self::init_with(state, token, pin_source, residency, Arc::new(RealDisk))
     }
 
     /// Makes a vault; every write and sync below its directory passes `disk`.
     pub fn init_on(state: &Path, token: &str, pin_source: &str, disk: Arc<dyn Disk>) -> Result<VaultId> {
+        Self::init_with(state, token, pin_source, Residency::Token, disk)
+    }
+
+    fn init_with(
+        state: &Path,
+        token: &str,
+        pin_source: &str,
+        residency: Residency,
+        disk: Arc<dyn Disk>,
+    ) -> Result<VaultId> {
         let (token, pin) = (parse_token(token)?, parse_pin(pin_source)?);
         make_state_directory(state)?;
         let _lock = StateLock::take(state)?;
         let keyring = open_keyring(&token, &pin, &Settings::default())?;
-        let (header, key) = Header::create(&keyring, token, pin)?;
+        let (header, key) = Header::create(&keyring, token, pin, residency)?;
         let id = header.vault()?;
         let made = make_records(state, id, key, disk.clone()).and_then(|()| header.write(state, &*disk));
         if made.is_err() {
-            let _ = keyring.destroy_kek(header.kek());
+            for key in header.root().into_iter().chain([header.kek()]) {
+                let _ = keyring.destroy_kek(key);
+            }
         }
         made.map(|()| id)
     }
@@ -108,7 +126,9 @@ impl Vault {
             owner: (options.owner_uid, options.owner_gid),
             show_hidden: options.show_hidden,
             segments: Segments::open(state, disk.clone(), settings.segment_size)?,
-            reserve: Reserve::open(state, disk),
+            reserve: Reserve::open(state, disk.clone()),
+            disk,
+            header: parking_lot::Mutex::new(header),
             contents: Contents::default(),
             handles: Default::default(),
             tunnels: Default::default(),
@@ -139,6 +159,11 @@ impl Vault {
             api_keys,
             profiles,
         });
+        let weak = Arc::downgrade(&vault);
+        vault.keyring.ask_for_homes(Box::new(move |org, kek| match OrgNo(org) {
+            OrgNo::VAULT => None,
+            org => weak.upgrade()?.lodging(org, kek),
+        }));
         Ok(vault)
     }
 
@@ -268,7 +293,16 @@ impl Vault {
 
     /// Tasks that wait in the records: commits of changed values, files without names, space to give back.
     pub(super) fn finish_unfinished(&self) -> Result<()> {
-        self.organizations.all().iter().try_for_each(|organization| self.finish_tasks(organization))
+        // One look for all: there may be 100,000, and few have a task.
+        let (mut from, to) = (Some(Key::from(&[][..])), Key::from(&[0xFF; 10][..]));
+        let mut with_tasks = BTreeSet::new();
+        while let Some(start) = from {
+            let (tasks, next) = self.records.claims(Table::Pending, (start, to), false, 1000)?;
+            with_tasks.extend(tasks.into_iter().map(|(_, org)| org));
+            from = next;
+        }
+        let mut organizations = with_tasks.into_iter().filter_map(|org| self.organizations.find(org));
+        organizations.try_for_each(|organization| self.finish_tasks(&organization))
     }
 
     /// The tasks of one organization, but for what somebody has open.

@@ -7,7 +7,7 @@ use super::row::{Context, Entry, Intent, Kek, Kind, Node, OrgRecord, Pair, Recor
 use super::time::Time;
 use super::{Attr, AuditEvent, Caller, Changed, Vault};
 use crate::crypto::{self, LockedKey, RecordKey};
-use crate::keys::{FreshDek, KekRef, Patience};
+use crate::keys::{FreshDek, Home, KekRef, Patience, Residency};
 use crate::store::Durability;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -178,6 +178,7 @@ impl Vault {
         name: &[u8],
         mode: u32,
         owner: (u32, u32),
+        residency: Option<Residency>,
     ) -> Result<(Attr, Arc<Organization>)> {
         let name = check_name(name)?;
         if self.find_entry(Ino::ROOT, name.as_bytes())?.is_some() {
@@ -190,10 +191,13 @@ impl Vault {
         let (id, kek) = (OrgId::fresh(), KekRef::fresh());
         let pair = own_pair(id);
         let no = self.organizations.next_number()?;
-        self.intend(kek, no, pair.clone())?;
-        self.keyring.create_kek(kek).inspect_err(|_| self.discard_kek(kek))?;
+        let chosen = residency.or_else(|| self.settings.residency.clone());
+        let residency = chosen.unwrap_or_else(|| self.header.lock().residency());
+        // Until its record says so, a KEK under a root key is nobody's whom a rotation of that root would look at.
+        let under_root = (residency == Residency::Wrapped).then(|| self.making_keks.lock());
+        let home = self.make_own_key(kek, no, &pair, &residency)?;
         let made = self.keyring.fresh(no.0, &[kek], std::slice::from_ref(&pair), Patience::Wait);
-        let FreshDek { key, wrapped } = made.inspect_err(|_| self.discard_kek(kek))?;
+        let FreshDek { key, wrapped } = made.inspect_err(|_| self.discard_kek(kek, &home))?;
         let now = Time::now();
         let organization = Arc::new(Organization {
             no,
@@ -221,7 +225,7 @@ impl Vault {
         let hash = self.records.name_hash(Ino::ROOT, name.as_bytes())?;
         if tx.get::<Entry>((Ino::ROOT, hash))?.is_some() {
             drop(tx);
-            self.discard_kek(kek);
+            self.discard_kek(kek, &home);
             return Err(Error::Exists);
         }
         self.records.add_sealer(no, sealer(&organization, &key)?);
@@ -239,17 +243,27 @@ impl Vault {
         let attr = Attr::of(top, &node);
         tx.put(top, node);
         tx.put((Ino::ROOT, hash), Entry { name: name.as_bytes().to_vec(), ino: top, kind: libc::S_IFDIR });
-        tx.put(self.kek_place(no, &pair)?, Kek::first(kek, pair));
+        tx.put(self.kek_place(no, &pair)?, Kek::first(kek, pair, home));
         tx.delete::<Intent>(kek);
         self.touch_folder(&mut tx, Ino::ROOT, 1, now)?;
         tx.touch_organization(no);
         let batch = self.finish(tx);
+        drop(under_root);
         self.signals.wait_for(batch, Durability::Synced)?;
         let event =
             |event, detail| AuditEvent { organization: Some(id.to_string()), detail, ..AuditEvent::by(caller, event) };
         self.audit(event("key.created", Some(kek.to_string())));
         self.audit(event("organization.created", self.settings.audit_names.then(|| name.to_owned())));
         Ok((attr, organization))
+    }
+
+    /// The first KEK of an organization that is being made.
+    fn make_own_key(&self, kek: KekRef, no: OrgNo, pair: &Pair, residency: &Residency) -> Result<Home> {
+        self.make_key((kek, false), no, pair, residency).inspect_err(|_| match residency {
+            Residency::Wrapped => {}
+            Residency::Token => self.discard_kek(kek, &Home::Token),
+            Residency::External(place) => self.discard_kek(kek, &Home::External(place.clone())),
+        })
     }
 
     /// `mv /vault/A /vault/B`: a new label; id, keys and objects stay.

@@ -12,16 +12,15 @@
 
 use super::content::rows_of;
 use super::error::{Error, Result};
-use super::header::Header;
 use super::ids::{Ino, OrgNo};
 use super::organization::{OWN_PAIR, Organization};
-use super::row::{ContentRecord, Intent, Intention, Kek, KekVersion, Pair, Record, Rotation};
+use super::row::{ContentRecord, Intent, Kek, KekVersion, Pair, Record, Rotation};
 use super::time::Time;
 use super::{AuditEvent, Caller, KekInfo, RotationInfo, Vault};
-use crate::keys::{KekRef, KeyError, Patience};
-use crate::store::RealDisk;
+use crate::keys::{KekRef, KeyError, Patience, Residency};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,8 +28,8 @@ use std::time::{Duration, Instant};
 const TOGETHER: usize = 64;
 /// How often the thread looks whether a rotation is due by age.
 const ROUND: Duration = Duration::from_secs(60);
-/// How soon a rotation that the token did not serve is gone on with.
-const RETRY: Duration = Duration::from_secs(1);
+/// How soon a rotation that a token did not serve is gone on with.
+const RETRIES: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(5);
 
 /// The rotations under way in this process, and what wakes their thread.
 #[derive(Default)]
@@ -38,6 +37,8 @@ pub struct Rotations {
     wanted: Mutex<bool>,
     wake: Condvar,
     progress: Mutex<BTreeMap<OrgNo, Progress>>,
+    /// Why a key was not destroyed, as it was last reported.
+    lingers: Mutex<Option<String>>,
 }
 
 struct Progress {
@@ -76,7 +77,11 @@ pub fn run(vault: Weak<Vault>) {
         if vault.closing.is_set() {
             return;
         }
-        pause = if vault.go_on_rotating() { ROUND } else { RETRY };
+        pause = match vault.go_on_rotating() {
+            true => ROUND,
+            false if pause == ROUND => RETRIES.start,
+            false => (2 * pause).clamp(RETRIES.start, RETRIES.end),
+        };
     }
 }
 
@@ -84,7 +89,7 @@ impl Vault {
     /// `vaultfs key rotate ORG`: durable when it returns; the rest follows in the background.
     pub fn rotate(&self, caller: &Caller, which: &str) -> Result<()> {
         let organization = self.living(self.number_of(which)?)?;
-        self.begin_rotation(&organization)?;
+        self.begin_rotation(&organization, None)?;
         self.sync()?;
         self.audit(AuditEvent {
             organization: Some(organization.id.to_string()),
@@ -94,10 +99,37 @@ impl Vault {
         Ok(())
     }
 
+    /// `vaultfs key move ORG`: a rotation whose new KEK versions live elsewhere. Refused where none can be made there.
+    pub fn move_keys(&self, caller: &Caller, which: &str, to: Residency) -> Result<()> {
+        let organization = self.living(self.number_of(which)?)?;
+        self.check_residency(&to)?;
+        self.begin_rotation(&organization, Some(to.clone()))?;
+        self.sync()?;
+        self.audit(AuditEvent {
+            organization: Some(organization.id.to_string()),
+            detail: Some(to.to_string()),
+            ..AuditEvent::by(caller, "key.move_begun")
+        });
+        self.rotations.wake();
+        Ok(())
+    }
+
+    /// Tries with a key that is thrown away.
+    fn check_residency(&self, to: &Residency) -> Result<()> {
+        if *to == Residency::Token {
+            return Ok(());
+        }
+        let _one_at_a_time = self.making_keks.lock();
+        let scratch = KekRef::fresh();
+        let home = self.make_key((scratch, false), OrgNo::VAULT, &self.own_pair(), to)?;
+        self.discard_kek(scratch, &home);
+        Ok(())
+    }
+
     /// `vaultfs key rotate --all`: deleted organizations that can be restored, too.
     pub fn rotate_all(&self, caller: &Caller) -> Result<()> {
         for organization in self.organizations.all() {
-            self.begin_rotation(&organization)?;
+            self.begin_rotation(&organization, None)?;
         }
         self.sync()?;
         self.audit(AuditEvent::by(caller, "key.rotation_begun"));
@@ -105,35 +137,43 @@ impl Vault {
         Ok(())
     }
 
-    fn begin_rotation(&self, organization: &Organization) -> Result<()> {
+    pub(super) fn begin_rotation(&self, organization: &Organization, to: Option<Residency>) -> Result<()> {
         let mut tx = self.begin()?;
         tx.touch_organization(organization.no);
         let started = Time::now();
         {
             let mut record = organization.record.lock();
-            (record.rotation, record.rotated) = (Some(Rotation { started }), started);
+            // A move that is under way goes on.
+            let to = to.or_else(|| record.rotation.take()?.to);
+            (record.rotation, record.rotated) = (Some(Rotation { started, to }), started);
         }
         self.finish(tx);
         self.rotations.note(organization.no, |progress| progress.begun = Instant::now());
         Ok(())
     }
 
-    /// `vaultfs key rotate --root`: a new version of the vault's own KEK, and the end of the old one.
+    /// `vaultfs key rotate --root`: a new version of the vault's own KEK, and the end of the old one; and a new root key, if
+    /// there is one, with new versions of all KEKs that are wrapped. The old root goes when nothing is under it any more.
     pub fn rotate_root(&self, caller: &Caller) -> Result<()> {
-        let _one_at_a_time = self.making_keks.lock();
-        let header = Header::read(&self.state)?;
-        let (old, pair) = (header.kek(), ("vaultId".to_owned(), self.id.to_string()));
+        let (old, root) = {
+            let header = self.header.lock();
+            (header.kek(), header.root())
+        };
         let new = KekRef { version: old.version + 1, ..old };
-        if self.records.get::<Intent>(new)?.is_none() {
-            self.intend(new, OrgNo::VAULT, pair.clone())?;
+        {
+            let _one_at_a_time = self.making_keks.lock();
+            let intended = self.records.get::<Intent>(new)?.is_some();
+            self.make_key((new, intended), OrgNo::VAULT, &self.own_pair(), &Residency::Token)?;
+            self.change_header(|header| header.rewrap(&self.keyring, new))?;
+            let mut tx = self.begin()?;
+            self.supersede(&mut tx, new, &self.own_pair());
+            self.finish(tx);
+            if let Some(root) = root {
+                self.make_root(KekRef { version: root.version + 1, ..root })?;
+            }
         }
-        self.make_intended(new)?;
-        header.rewrap(&self.keyring, new)?.write(&self.state, &RealDisk)?;
-        let mut tx = self.begin()?;
-        tx.delete::<Intent>(new);
-        tx.put(old, Intent { org: OrgNo::VAULT, pair, what: Intention::Destroy });
-        self.finish(tx);
         self.audit(AuditEvent { detail: Some(new.to_string()), ..AuditEvent::by(caller, "key.created") });
+        // The old root's end begins with the rotation of what is under it.
         self.destroy_intended()
     }
 
@@ -149,8 +189,7 @@ impl Vault {
             let mut tx = self.begin()?;
             let kek = tx.get::<Kek>(place)?.ok_or(Error::Absent("no object carries this pair"))?;
             for version in &kek.versions {
-                let intent = Intent { org: organization.no, pair: pair.clone(), what: Intention::Destroy };
-                tx.put(kek.named(version), intent);
+                self.doom(&mut tx, organization.no, (pair, kek.id), version);
             }
             tx.put(place, Kek { versions: Vec::new(), data_keys: None, ..(*kek).clone() });
             self.finish(tx);
@@ -190,7 +229,7 @@ impl Vault {
         let mut list = Vec::new();
         if which.is_none() {
             list.push(KekInfo {
-                key_id: Header::read(&self.state)?.kek().to_string(),
+                key_id: self.header.lock().kek().to_string(),
                 organization: String::new(),
                 organization_id: String::new(),
                 pair: format!("vaultId={}", self.id),
@@ -208,7 +247,7 @@ impl Vault {
                         organization_id: organization.id.to_string(),
                         pair: format!("{}={}", kek.pair.0, kek.pair.1),
                         state: "revoked".into(),
-                        residency: "token".into(),
+                        residency: "-".into(),
                         made_at: None,
                     });
                 }
@@ -218,7 +257,7 @@ impl Vault {
                     organization_id: organization.id.to_string(),
                     pair: format!("{}={}", kek.pair.0, kek.pair.1),
                     state: if kek.current() == Some(kek.named(version)) { "current" } else { "old" }.into(),
-                    residency: "token".into(),
+                    residency: version.home.residency().to_string(),
                     made_at: Some(version.made.rfc3339()),
                 }));
             }
@@ -228,18 +267,14 @@ impl Vault {
 
     /// Whether everything that was to be done is done.
     fn go_on_rotating(&self) -> bool {
-        let mut done = true;
-        if let Err(error) = self.destroy_intended() {
-            self.report(&format!("an old KEK is not destroyed yet: {error}"));
-            done = false;
-        }
+        let mut done = self.go_on_destroying();
         for organization in self.organizations.all() {
             if self.closing.is_set() {
                 return true;
             }
             let age = organization.record.lock().rotated.age();
             if age >= self.settings.key_rotation
-                && let Err(error) = self.begin_rotation(&organization)
+                && let Err(error) = self.begin_rotation(&organization, None)
             {
                 self.report(&format!("{}: no rotation was begun: {error}", organization.id));
             }
@@ -259,7 +294,18 @@ impl Vault {
                 }
             }
         }
-        done
+        // A root key goes when the last organization has left it.
+        self.go_on_destroying() && done
+    }
+
+    fn go_on_destroying(&self) -> bool {
+        let destroyed = self.destroy_intended();
+        let why = destroyed.as_ref().err().map(|error| error.to_string());
+        let said = std::mem::replace(&mut *self.rotations.lingers.lock(), why.clone());
+        if let Some(why) = why.filter(|why| Some(why) != said.as_ref()) {
+            self.report(&format!("a key is not destroyed yet: {why}"));
+        }
+        destroyed.is_ok()
     }
 
     fn rotate_organization(&self, organization: &Organization, rotation: &Rotation) -> Result<()> {
@@ -267,7 +313,7 @@ impl Vault {
         self.enter(Ino::graveyard_of(no), Patience::Wait)?;
         for kek in self.keks_of(no)? {
             if kek.versions.last().is_some_and(|last| last.made < rotation.started) {
-                self.add_version(organization, &kek)?;
+                self.add_version(organization, &kek, rotation.to.as_ref())?;
             }
         }
         self.rewrap_metadata_key(organization)?;
@@ -302,18 +348,19 @@ impl Vault {
         Ok(())
     }
 
-    fn add_version(&self, organization: &Organization, kek: &Kek) -> Result<()> {
+    fn add_version(&self, organization: &Organization, kek: &Kek, to: Option<&Residency>) -> Result<()> {
         let _one_at_a_time = self.making_keks.lock();
-        let Some(current) = kek.current() else { return Ok(()) };
-        let new = KekRef { version: current.version + 1, ..current };
-        if self.records.get::<Intent>(new)?.is_none() {
-            self.intend(new, organization.no, kek.pair.clone())?;
-        }
-        self.make_intended(new)?;
+        let Some(last) = kek.versions.last() else { return Ok(()) };
+        let new = KekRef { id: kek.id, version: last.version + 1 };
+        // What was intended before a crash may be there already.
+        let left = self.records.get::<Intent>(new)?.map(|intent| intent.home.residency());
+        let intended = left.is_some();
+        let residency = left.or(to.cloned()).unwrap_or_else(|| last.home.residency());
+        let home = self.make_key((new, intended), organization.no, &kek.pair, &residency)?;
         let place = self.kek_place(organization.no, &kek.pair)?;
         let mut tx = self.begin()?;
         let mut kek = (*tx.need::<Kek>(place)?).clone();
-        kek.versions.push(KekVersion::new(new.version));
+        kek.versions.push(KekVersion::new(new.version, home));
         tx.put(place, kek);
         tx.delete::<Intent>(new);
         self.finish(tx);
@@ -433,8 +480,7 @@ impl Vault {
         for kek in self.keks_of(org)? {
             let Some((_, old)) = kek.versions.split_last() else { continue };
             for version in old {
-                let what = Intention::Destroy;
-                tx.put(kek.named(version), Intent { org, pair: kek.pair.clone(), what });
+                self.doom(&mut tx, org, (&kek.pair, kek.id), version);
             }
             if !old.is_empty() {
                 let versions = kek.versions.last().cloned().into_iter().collect();

@@ -6,7 +6,7 @@ use super::AuthorInfo;
 use super::ids::{ApiKeyId, Ino, ObjectId, OrgId, OrgNo, VersionId};
 use super::time::Time;
 use crate::crypto::{BlockSize, Salt, Tag};
-use crate::keys::{KekRef, WrappedDek};
+use crate::keys::{Home, KekRef, Residency, WrappedDek};
 use crate::store::{Key, Place, Table};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::any::Any;
@@ -91,6 +91,8 @@ pub struct OrgRecord {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Rotation {
     pub started: Time,
+    /// Where the new versions are to live, if the organization moves.
+    pub to: Option<Residency>,
 }
 
 /// The KEK of one pair of one organization.
@@ -104,18 +106,12 @@ pub struct Kek {
     pub data_keys: Option<WrappedDek>,
 }
 
-/// One version of a KEK that the token holds.
+/// One version of a KEK, and where it lives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KekVersion {
     pub version: u32,
     pub made: Time,
-    pub residency: Residency,
-}
-
-/// Where a KEK lives (`keys.md`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Residency {
-    Token,
+    pub home: Home,
 }
 
 /// A KEK that is being made or destroyed: the token may hold it, and no record names it.
@@ -124,6 +120,7 @@ pub struct Intent {
     pub org: OrgNo,
     pub pair: Pair,
     pub what: Intention,
+    pub home: Home,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

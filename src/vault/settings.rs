@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::extents::UNIT;
+use crate::keys::Residency;
 use crate::store::SEGMENT_LIMIT;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct Settings {
     pub default_organization: Option<String>,
     /// The API makes an organization that a key context names and the vault has not.
     pub just_in_time: bool,
+    /// Where the KEKs of new organizations live; as `init` was told if `None`.
+    pub residency: Option<Residency>,
 }
 
 impl Default for Settings {
@@ -66,6 +69,7 @@ impl Default for Settings {
             audit_names: false,
             default_organization: None,
             just_in_time: false,
+            residency: None,
         }
     }
 }
@@ -116,6 +120,11 @@ impl Settings {
                     "explicit" => false,
                     _ => return Err(wrong("just-in-time or explicit")),
                 }
+            }
+            "residency" => {
+                let chosen = Residency::parse(value, None).map_err(|_| wrong("token or wrapped"))?;
+                self.residency = Some(chosen).filter(|chosen| !matches!(chosen, Residency::External(_)));
+                self.residency.as_ref().ok_or_else(|| wrong("token or wrapped"))?;
             }
             _ => return Err(Error::Setting(format!("there is no mount option {name}"))),
         }

@@ -138,7 +138,7 @@ impl Vault {
             return match what {
                 Make::Directory => {
                     let mode = mode & !caller.umask;
-                    Ok(self.make_organization(caller, name, mode, (caller.uid, caller.gid))?.0)
+                    Ok(self.make_organization(caller, name, mode, (caller.uid, caller.gid), None)?.0)
                 }
                 _ => Err(Error::NotPermitted("only organizations (directories) stand in a vault's root")),
             };

@@ -52,6 +52,22 @@ fn a_key_is_shown_once_kept_hashed_and_ends_when_it_is_revoked() {
 }
 
 #[test]
+fn an_api_key_names_no_token() {
+    let (vault, admin) = served();
+    let module = vault.uri();
+    for residency in [module.as_str(), "pkcs11:token=x?module-path=/tmp/evil.so"] {
+        let own = json!({"name": "own", "residency": residency, "pin_source": "file:/etc/shadow"});
+        let before = denials(&vault);
+        admin.post("/organizations", own).is(403);
+        let to = json!({"residency": residency, "pin_source": "file:/etc/shadow"});
+        admin.post("/organizations/acme/move", to).is(403);
+        assert_eq!(denials(&vault), before + 2);
+    }
+    admin.post("/organizations", json!({"name": "wrapped", "residency": "wrapped"})).is(201);
+    admin.post("/organizations", json!({"name": "nowhere", "residency": "nowhere"})).is(400);
+}
+
+#[test]
 fn a_key_for_one_organization_sees_nothing_of_others_in_lists_and_by_name() {
     let (vault, admin) = served();
     vault.command(&["org", "create", "two"]).good();

@@ -27,7 +27,7 @@ enum Reach {
 use Reach::{Organization, Own};
 
 /// `ORG` is the organization's name, `OBJECT` an object in it, `GRAVE` a deleted one.
-const ROUTES: [(&str, &str, &str, Needs, Reach); 52] = [
+const ROUTES: [(&str, &str, &str, Needs, Reach); 53] = [
     ("GET", "/vault/v1/kv", "", Read, Own),
     ("GET", "/vault/v1/kv?organization=ORG", "", Read, Organization),
     ("POST", "/vault/v1/kv", r#"{"key_context":{"organizationId":"ORG"},"name":"o","value":""}"#, Write, Organization),
@@ -72,6 +72,7 @@ const ROUTES: [(&str, &str, &str, Needs, Reach); 52] = [
     ("POST", "/organizations/ORG/unlock", "", Admin, Organization),
     ("POST", "/organizations/ORG/rotate", "", Admin, Organization),
     ("POST", "/organizations/ORG/revoke", r#"{"key":"none","value":"x"}"#, Admin, Organization),
+    ("POST", "/organizations/ORG/move", r#"{"residency":"token"}"#, Admin, Reach::Vault),
     ("GET", "/organizations/nobody-beside-ORG", "", Read, Reach::Vault),
     ("GET", "/keys", "", Admin, Reach::Vault),
     ("GET", "/keys?organization=ORG", "", Admin, Organization),

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -159,6 +160,19 @@ fn purging_the_last_tombstone_of_a_deleted_organization_destroys_its_key() {
     assert!(vault.tombstones("").is_empty());
 }
 
+/// The last close reaches the daemon after close(2) has returned.
+fn remove_once_closed(grave: &Path) -> std::io::Result<()> {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match fs::remove_dir(grave) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            removed => return removed,
+        }
+    }
+}
+
 /// The writer had still to give the value's space back when the organization went, and stopped writing for good.
 #[test]
 fn an_organization_is_purged_at_once_after_its_last_tombstone() {
@@ -174,7 +188,7 @@ fn an_organization_is_purged_at_once_after_its_last_tombstone() {
         for inside in fs::read_dir(&grave).unwrap() {
             fs::remove_file(inside.unwrap().path()).unwrap();
         }
-        fs::remove_dir(&grave).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        remove_once_closed(&grave).unwrap_or_else(|e| panic!("round {round}: {e}"));
     }
     vault.org("b");
     vault.command(&["fsck"]).good();
@@ -195,12 +209,58 @@ fn an_organization_is_not_purged_while_its_deleted_files_are_open() {
     file.write_all(b"value").unwrap();
     file.sync_all().unwrap();
     drop(file);
-    // The last close reaches the daemon after close(2) has returned.
-    let until = Instant::now() + Duration::from_secs(10);
-    while fs::remove_dir(&grave).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    remove_once_closed(&grave).unwrap();
     assert_eq!(errno(fs::metadata(&grave)), libc::ENOENT);
+}
+
+#[test]
+fn deleting_with_purge_ends_an_organization_that_is_in_use() {
+    let vault = Vault::up();
+    let keys = vault.token_keys();
+    let a = vault.org("a");
+    fs::create_dir(a.join("d")).unwrap();
+    fs::write(a.join("d/large"), [b'v'; 300_000]).unwrap();
+    fs::write(a.join("gone"), b"value").unwrap();
+    fs::remove_file(a.join("gone")).unwrap();
+    let mut file = fs::File::create(a.join("open")).unwrap();
+    file.write_all(b"not saved yet").unwrap();
+    vault.command(&["org", "delete", "a"]).refused(1);
+    vault.command(&["org", "delete", "a", "--purge"]).good();
+    assert_eq!(vault.token_keys(), keys);
+    assert_eq!(errno(fs::metadata(&a)), libc::ENOENT);
+    assert!(file.write_all(b"more").and_then(|()| file.sync_all()).is_err(), "an open file is of no more use");
+    drop(file);
+    assert!(vault.tombstones("").is_empty());
+    let a = vault.org("a");
+    assert_eq!(fs::read_dir(&a).unwrap().count(), 0);
+    fs::write(a.join("f"), b"new").unwrap();
+    vault.command(&["fsck"]).good();
+    vault.remount();
+    assert_eq!(fs::read(a.join("f")).unwrap(), b"new");
+}
+
+#[test]
+fn keys_move_while_files_are_open() {
+    let vault = Vault::up();
+    let keys = vault.token_keys();
+    let a = vault.org("a");
+    fs::write(a.join("f"), b"value").unwrap();
+    let mut file = fs::File::create(a.join("open")).unwrap();
+    file.write_all(b"one ").unwrap();
+    vault.command(&["key", "move", "a", "--to", "wrapped"]).good();
+    assert_eq!(vault.token_keys(), keys + 1, "its KEK is gone, and there is a root key");
+    file.write_all(b"two").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let listed = vault.command(&["key", "list", "a", "--json"]).good().json();
+    assert_eq!(listed["data"][0]["residency"], "wrapped");
+    vault.command(&["key", "rotate", "--root"]).good();
+    vault.remount();
+    assert_eq!(fs::read(a.join("f")).unwrap(), b"value");
+    assert_eq!(fs::read(a.join("open")).unwrap(), b"one two");
+    vault.command(&["key", "move", "a", "--to", "token"]).good();
+    vault.command(&["key", "move", "a", "--to", "elsewhere"]).refused(2);
+    vault.command(&["fsck"]).good();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! the login when a process closes its last session. A PIN is presented once; a refusal is remembered.
 
 use super::fault::Fault;
+use super::loaded::Loaded;
 use super::module::{Entered, Module};
 use super::{Counters, count};
 use crate::keys::{KekRef, KeyError, Pin, TokenUri, configuration, unavailable};
@@ -31,6 +32,9 @@ pub struct Link {
     pin: Pin,
     /// Where each KEK is, in the generation it was found in.
     keys: Mutex<HashMap<KekRef, (u64, ObjectHandle)>>,
+    pub loaded: Loaded,
+    /// The generation in which it was seen that nothing wrapped can be had in clear.
+    pub guards: Mutex<Option<u64>>,
     gate: Mutex<Gate>,
     /// The pause after the next recovery that fails. Taken before the module is entered, never after.
     recovery: Mutex<Duration>,
@@ -68,6 +72,8 @@ impl Link {
             uri,
             pin,
             keys: Mutex::default(),
+            loaded: Loaded::default(),
+            guards: Mutex::default(),
             gate: Mutex::new(Gate { anchor: None, refused: None, not_before: Instant::now() }),
             recovery: Mutex::new(FIRST_PAUSE),
             outlook: Mutex::new(unseen),

@@ -42,6 +42,11 @@ impl Seat {
     /// Connects to the token and refuses one that cannot serve suite 1.
     pub fn start(&mut self) -> Result<(), KeyError> {
         self.link.start()?;
+        self.probe()
+    }
+
+    /// Refuses a token that cannot serve suite 1.
+    pub fn probe(&mut self) -> Result<(), KeyError> {
         self.climb(probe::suite_one)
     }
 
@@ -76,6 +81,10 @@ impl Seat {
     /// Whether the token holds `kek` now.
     pub fn confirm(&mut self, kek: KekRef) -> Result<(), KeyError> {
         self.climb(|at| at.search(kek).map(drop))
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Asks, and climbs the ladder when the token refuses: a new session, then the module started over.
@@ -142,7 +151,11 @@ impl Drop for Seat {
 
 impl At<'_> {
     /// Runs `question` with the handle of the KEK; one that is refused is searched for next time.
-    fn with_key<T>(&self, kek: KekRef, question: impl FnOnce(ObjectHandle) -> Result<T, Fault>) -> Result<T, Fault> {
+    pub fn with_key<T>(
+        &self,
+        kek: KekRef,
+        question: impl FnOnce(ObjectHandle) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let key = match self.link.known_key(&kek, self.entered.generation()) {
             Some(key) => key,
             None => self.search(kek)?,
@@ -214,7 +227,13 @@ impl At<'_> {
         // A session of its own: the first may be stuck in the operation that failed.
         let session = self.link.open_session(self.entered)?;
         let at = At { session: &session, ..*self };
-        let opinion = match at.search(kek).and_then(|key| Ok((key, at.round_trip(key)?))) {
+        // A wrapped KEK is no object that a search finds.
+        let known = self.link.known_key(&kek, self.entered.generation());
+        let found = at.search(kek).or_else(|fault| match (fault, known) {
+            (Fault::Final(KeyError::NoSuchKey(_)), Some(key)) => Ok(key),
+            (fault, _) => Err(fault),
+        });
+        let opinion = match found.and_then(|key| Ok((key, at.round_trip(key)?))) {
             Ok((key, true)) => at.decrypt(&session, key, iv, aad, outer).map_err(|fault| match fault {
                 Fault::Sick(_) => Fault::Final(KeyError::Authentication),
                 other => other,

@@ -212,7 +212,7 @@ impl Vault {
     /// A content's key for the check alone: it is neither kept in the cache nor in the audit log.
     fn checked_key(&self, ino: Ino) -> Result<Arc<LockedKey>> {
         let record = self.records.get::<ContentRecord>(ino)?.ok_or(Error::NotFound)?;
-        let key = self.keyring.unwrap_once(&record.wrapped, &record.context);
+        let key = self.keyring.unwrap_once(ino.organization().0, &record.wrapped, &record.context);
         let key = key.map_err(|error| match error {
             crate::keys::KeyError::Authentication => self.damaged("wrapped key", ino),
             other => other.into(),
