@@ -48,6 +48,12 @@ impl Room {
         }
     }
 
+    /// The same if nobody has to wait for it.
+    pub fn hold_now(&self, bytes: usize) -> Option<Held> {
+        let units = bytes.div_ceil(UNIT).max(1) as u32;
+        self.memory.clone().try_acquire_many_owned(units).ok().map(|permit| Held(Some(permit)))
+    }
+
     /// A place for a raw value on its way.
     pub async fn stream(&self) -> Result<Held, Problem> {
         match tokio::time::timeout(NEXT_PIECE, self.streams.clone().acquire_owned()).await {
@@ -132,6 +138,10 @@ pub async fn read(room: &Room, mut body: Body) -> Result<Text, Problem> {
 
 impl Text {
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        // A list of the fields' values would be taken as well.
+        if self.bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Problem::invalid("the request's body: a JSON object is expected"));
+        }
         serde_json::from_slice(&self.bytes).map_err(|e| Problem::invalid(format!("the request's body: {e}")))
     }
 }

@@ -27,9 +27,9 @@ const LIMIT_MAX: usize = 100;
         ("after" = Option<String>, Query, description = "An event's id: the page that follows it"),
         ("before" = Option<String>, Query, description = "An event's id: the page that ends before it"),
         ("order" = Option<super::openapi::Order>, Query, description = "asc if absent"),
-        ("limit" = Option<u32>, Query, minimum = 1, description = "10 if absent; more than 100 are 100"),
-        ("range_start" = Option<String>, Query, format = DateTime, description = "RFC 3339: nothing before this"),
-        ("range_end" = Option<String>, Query, format = DateTime, description = "RFC 3339: nothing from this on"),
+        ("limit" = Option<usize>, Query, minimum = 1, description = "10 if absent; more than 100 are 100"),
+        ("range_start" = Option<String>, Query, description = "RFC 3339: nothing before this"),
+        ("range_end" = Option<String>, Query, description = "RFC 3339: nothing from this on"),
         ("organization_id" = Option<String>, Query, description = "An organization's id, name or external id"),
     ),
     responses((status = 200, body = EventList), Refusals))]

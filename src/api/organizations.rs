@@ -22,7 +22,7 @@ const LIMIT_MAX: usize = 1000;
 #[utoipa::path(get, path = "/organizations", tag = "organizations",
     description = "Organizations in the order in which they were made, the youngest first, a page at a time.",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, description = "10 if absent; more than 1000 are 1000"),
+        ("limit" = Option<usize>, Query, minimum = 1, description = "10 if absent; more than 1000 are 1000"),
         ("after" = Option<String>, Query, description = "An organization's id: the page that follows it"),
         ("before" = Option<String>, Query, description = "An organization's id: the page that ends before it"),
         ("order" = Option<super::openapi::Order>, Query, description = "desc if absent"),

@@ -9,7 +9,7 @@ use super::replay::Once;
 use super::shape::{self, Encoding, NewObject, NextValue, Value, VaultObject};
 use super::stream::{BodyReader, pieces, takes_trailers, trailer_header};
 use super::{Api, Code, Problem, segment};
-use crate::vault::{ObjectId, Permission};
+use crate::vault::{ObjectId, ObjectInfo, Permission};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
@@ -74,8 +74,7 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let object = segment(&uri, 3)?;
-    let found = api.run(move |api| find(api, &who, Permission::Read, &object).map(|found| (who, found))).await?;
-    value(api, &uri, &headers, found, None).await
+    value(api, who, &uri, &headers, move |api, who| Ok((find(api, who, Permission::Read, &object)?, None))).await
 }
 
 #[utoipa::path(get, path = "/vault/v1/kv/{object}/versions/{version}", tag = "objects",
@@ -93,14 +92,12 @@ pub async fn read_version(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (object, version) = (segment(&uri, 3)?, segment(&uri, 5)?);
-    let (found, version) = api
-        .run(move |api| {
-            let found = find(api, &who, Permission::Read, &object)?;
-            let version = ordinal(api, found.0, &version)?;
-            Ok(((who, found), version))
-        })
-        .await?;
-    value(api, &uri, &headers, found, Some(version)).await
+    let find = move |api: &Api, who: &Principal| {
+        let found = find(api, who, Permission::Read, &object)?;
+        let version = ordinal(api, found.0, &version)?;
+        Ok((found, Some(version)))
+    };
+    value(api, who, &uri, &headers, find).await
 }
 
 #[utoipa::path(get, path = "/vault/v1/kv/name/{name}", tag = "objects",
@@ -118,31 +115,34 @@ pub async fn read_by_name(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (name, query) = (name(&uri)?, Query::of(&uri)?);
-    let found = api
-        .run(move |api| {
-            who.may(api, Permission::Read)?;
-            let reference = match query.text("organization")? {
-                Some(organization) => place(organization, &name),
-                None => the_only_one(api, &who, &name)?.to_string().into_bytes(),
-            };
-            let found = find(api, &who, Permission::Read, &reference)?;
-            Ok((who, found))
-        })
-        .await?;
-    value(api, &uri, &headers, found, None).await
+    let find = move |api: &Api, who: &Principal| {
+        who.may(api, Permission::Read)?;
+        let reference = match query.text("organization")? {
+            Some(organization) => place(organization, &name),
+            None => the_only_one(api, who, &name)?.to_string().into_bytes(),
+        };
+        Ok((find(api, who, Permission::Read, &reference)?, None))
+    };
+    value(api, who, &uri, &headers, find).await
 }
 
-type Found = (Principal, (ObjectId, crate::vault::ObjectInfo));
+/// An object, and the version that is asked for; `None` is the current one.
+type Found = ((ObjectId, ObjectInfo), Option<u64>);
 
 async fn value(
     api: Arc<Api>,
+    who: Principal,
     uri: &Uri,
     headers: &HeaderMap,
-    (who, (id, info)): Found,
-    version: Option<u64>,
+    find: impl FnOnce(&Api, &Principal) -> Result<Found, Problem> + Send + 'static,
 ) -> Result<Response, Problem> {
-    api.note(&who, "vault.data.read", |event| about(event, &info));
+    let noted = move |api: &Api| {
+        let found = find(api, &who)?;
+        api.note(&who, "vault.data.read", |event| about(event, &found.0.1));
+        Ok((who, found))
+    };
     if is_raw(headers, ACCEPT.as_str()) {
+        let (who, ((id, _), version)) = api.run(noted).await?;
         return raw(api, &who, headers, id, version).await;
     }
     let wanted = match Query::of(uri)?.text("encoding")? {
@@ -151,34 +151,48 @@ async fn value(
         Some("utf-8") => Some(Encoding::Utf8),
         Some(_) => return Err(Problem::invalid("encoding: utf-8 or base64")),
     };
-    let held = api.room.hold(info.size as usize).await?;
-    api.run(move |api| {
-        let mut bytes = Vec::new();
-        let mut long = false;
-        let read = api.vault.read_object(id, version, &mut |part| {
-            long = bytes.len() + part.len() > body::LONGEST;
-            bytes.extend_from_slice(part);
-            if long { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
-        });
-        if long {
-            let why = format!("the value has more than {} bytes: ask for it with Accept: {RAW}", body::LONGEST);
-            return Err(Problem::new(Code::Unprocessable, why));
+    // Most values are small, and there is memory for them: then it is all done in one go.
+    let at_once = api.run(move |api| {
+        let (_, found) = noted(api)?;
+        match api.room.hold_now(found.0.1.size as usize) {
+            Some(held) => in_json(api, found, wanted, held).map(Ok),
+            None => Ok(Err(found)),
         }
-        read?;
-        let (value, encoding) = match wanted {
-            Some(Encoding::Base64) => (BASE64_STANDARD.encode(&bytes), wanted),
-            _ => match String::from_utf8(bytes) {
-                Ok(text) => (text, None),
-                Err(_) => {
-                    let why = "the value is not UTF-8: ask for it with ?encoding=base64, or with Accept: application/octet-stream";
-                    return Err(Problem::new(Code::Unprocessable, why));
-                }
-            },
-        };
-        let VaultObject { id, name, metadata } = api.object(info);
-        Ok(body::answer(&Value { id, name, value, encoding, metadata }, held))
-    })
-    .await
+    });
+    match at_once.await? {
+        Ok(response) => Ok(response),
+        Err(found) => {
+            let held = api.room.hold(found.0.1.size as usize).await?;
+            api.run(move |api| in_json(api, found, wanted, held)).await
+        }
+    }
+}
+
+fn in_json(api: &Api, ((id, info), version): Found, wanted: Option<Encoding>, held: Held) -> Result<Response, Problem> {
+    let mut bytes = Vec::new();
+    let mut long = false;
+    let read = api.vault.read_object(id, version, &mut |part| {
+        long = bytes.len() + part.len() > body::LONGEST;
+        bytes.extend_from_slice(part);
+        if long { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+    });
+    if long {
+        let why = format!("the value has more than {} bytes: ask for it with Accept: {RAW}", body::LONGEST);
+        return Err(Problem::new(Code::Unprocessable, why));
+    }
+    read?;
+    let (value, encoding) = match wanted {
+        Some(Encoding::Base64) => (BASE64_STANDARD.encode(&bytes), wanted),
+        _ => match String::from_utf8(bytes) {
+            Ok(text) => (text, None),
+            Err(_) => {
+                let why = "the value is not UTF-8: ask for it with ?encoding=base64, or with Accept: application/octet-stream";
+                return Err(Problem::new(Code::Unprocessable, why));
+            }
+        },
+    };
+    let VaultObject { id, name, metadata } = api.object(info);
+    Ok(body::answer(&Value { id, name, value, encoding, metadata }, held))
 }
 
 /// Streams a value. It is checked block by block, so a problem may come after its beginning.

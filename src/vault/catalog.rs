@@ -171,11 +171,16 @@ impl Vault {
     /// An object that is not deleted, with its inode's record.
     fn living_object_now(&self, id: ObjectId) -> Result<(Arc<Organization>, Arc<Object>, Arc<Node>)> {
         let (organization, object) = self.object(id)?;
+        let node = self.living_node(&organization, &object)?;
+        Ok((organization, object, node))
+    }
+
+    fn living_node(&self, organization: &Organization, object: &Object) -> Result<Arc<Node>> {
         let node = self.records.get::<Node>(object.ino)?.ok_or(Error::NotFound)?;
         if node.grave.is_some() || organization.record.lock().deleted {
             return Err(Error::Absent("deleted; `vaultfs tombstone restore` brings it back"));
         }
-        Ok((organization, object, node))
+        Ok(node)
     }
 
     /// An object that is not deleted, with its place.
@@ -192,12 +197,18 @@ impl Vault {
 
     pub fn describe(&self, id: ObjectId) -> Result<ObjectInfo> {
         self.of_object(id, || {
-            let (organization, object, node) = self.living_object_now(id)?;
-            let (folder, name) = self.home(object.ino, &node)?;
-            let path = self.path_in(folder, &name)?;
-            let content = self.records.get::<ContentRecord>(object.ino)?;
-            Ok(Self::object_info(&organization, id, &object, (&node, &path), content.as_deref()))
+            let (organization, object) = self.object(id)?;
+            self.info(&organization, id, &object)
         })
+    }
+
+    /// What is known of an object that is not deleted, in one look.
+    pub(super) fn info(&self, organization: &Organization, id: ObjectId, object: &Object) -> Result<ObjectInfo> {
+        let node = self.living_node(organization, object)?;
+        let (folder, name) = self.home(object.ino, &node)?;
+        let path = self.path_in(folder, &name)?;
+        let content = self.records.get::<ContentRecord>(object.ino)?;
+        Ok(Self::object_info(organization, id, object, (&node, &path), content.as_deref()))
     }
 
     /// What is known of an object, also of one that is deleted: then under the name that it had.

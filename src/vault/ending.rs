@@ -92,8 +92,8 @@ impl Vault {
         self.profiles.forget(no);
         self.organizations.remove(no);
         self.newest_segment.lock().remove(&no);
-        self.finish(tx);
-        self.signals.scrub();
+        let batch = self.finish(tx);
+        self.signals.scrub(batch);
         Ok(())
     }
 
@@ -137,16 +137,16 @@ impl Vault {
             Ok(()) | Err(KeyError::NoSuchKey(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        if matches!(intent.home, Home::Wrapped(_)) {
-            self.signals.scrub();
-        }
         if intent.what == Intention::Purge {
             self.keyring.forget_organization(intent.org.0);
             self.remove_remains(intent.org)?;
         }
         let mut tx = self.begin()?;
         tx.delete::<Intent>(name);
-        self.finish(tx);
+        let batch = self.finish(tx);
+        if matches!(intent.home, Home::Wrapped(_)) {
+            self.signals.scrub(batch);
+        }
         let gone = || Some(intent.pair.1.clone()).filter(|_| intent.pair.0 == OWN_PAIR);
         self.audit(AuditEvent {
             organization: self.organizations.find(intent.org).map(|o| o.id.to_string()).or_else(gone),

@@ -155,6 +155,7 @@ impl Vault {
         let open = self.handles.lock();
         let grave = self.purge_in(&mut tx, &open, caller, org, number)?.ok_or(Error::NotFound)?;
         self.forget_grave(&mut tx, org, number, &grave)?;
+        self.signals.scrub_now();
         self.finish(tx);
         Ok(())
     }

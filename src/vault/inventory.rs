@@ -9,7 +9,8 @@ use crate::keys::Patience;
 use crate::store::{Key, Table};
 use std::collections::{BTreeMap, HashSet};
 
-/// Rows looked at in one go.
+/// Rows looked at in one go, at least and at most.
+const PART_MIN: usize = 16;
 const PART: usize = 256;
 
 /// Which objects to list, and which part of that list.
@@ -53,8 +54,10 @@ impl Vault {
             if backwards { to = key_of(place.0) } else { from = key_of(place.0).successor() }
         }
         let mut objects = Vec::new();
+        // A page of a list that is not narrowed is had in one go.
+        let mut part = query.limit.saturating_add(1).clamp(PART_MIN, PART);
         loop {
-            let (claims, next) = self.records.claims(Table::Object, (from, to), backwards, PART)?;
+            let (claims, next) = self.records.claims(Table::Object, (from, to), backwards, part)?;
             for (key, org) in claims.into_iter().filter(|(_, org)| organizations.contains(org)) {
                 let id = ObjectId(u128::from_be_bytes((*key).try_into().expect("keys of objects are ids")));
                 objects.extend(self.queried_object(query, org, id)?);
@@ -62,6 +65,7 @@ impl Vault {
                     break;
                 }
             }
+            part = PART;
             match next.filter(|_| objects.len() <= query.limit) {
                 Some(next) if backwards => to = next,
                 Some(next) => from = next,
@@ -103,13 +107,18 @@ impl Vault {
     }
 
     fn queried_object(&self, query: &ObjectQuery, org: OrgNo, id: ObjectId) -> Result<Option<ObjectInfo>> {
+        let Some(organization) = self.organizations.find(org) else { return Ok(None) };
         let Some(object) = self.records.get::<Object>((org, id))? else { return Ok(None) };
         let pairs = |(key, value): (&String, &String)| object.context.iter().any(|(k, v)| k == key && v == value);
         let updated = object.current().map_or(object.created, |version| version.at);
         if query.updated_after.is_some_and(|time| updated <= time) || !query.context.iter().all(pairs) {
             return Ok(None);
         }
-        let info = match self.describe(id) {
+        // Its organization was entered for all of them. Where a save gets between the looks, it is asked for by itself.
+        let info = match self.info(&organization, id, &object).or_else(|error| match error {
+            Error::NotFound => self.describe(id),
+            other => Err(other),
+        }) {
             Ok(info) => info,
             // Deleted, or deleted since.
             Err(Error::NotFound | Error::Absent(_)) => return Ok(None),

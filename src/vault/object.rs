@@ -229,7 +229,7 @@ impl Vault {
             tx.delete::<ContentRecord>(content);
             tx.delete::<Pending>((content, Task::Prune));
             tx.put((content, Task::Reclaim), Pending { epoch: 0 });
-            self.signals.scrub();
+            self.signals.scrub(self.records.current_batch());
         }
         Ok(())
     }

@@ -223,6 +223,11 @@ impl Records {
         Ok(all)
     }
 
+    /// The batch that the transaction under way goes into.
+    pub fn current_batch(&self) -> u64 {
+        self.pending.read().current.number
+    }
+
     /// The batch that holds the last thing answered.
     pub fn last_batch(&self) -> u64 {
         let pending = self.pending.read();

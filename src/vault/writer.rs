@@ -41,8 +41,10 @@ struct State {
     synced: u64,
     /// File data of batches that are not stored yet.
     bytes: usize,
-    /// Destroyed keys are still in the store's free pages and log.
-    scrub: bool,
+    /// Up to this batch destroyed keys are in the store's free pages and log still; 0 if none is.
+    scrub: u64,
+    /// Somebody waits for the end of that.
+    scrub_now: bool,
     full: bool,
     stopped: bool,
     ending: bool,
@@ -114,9 +116,16 @@ impl Signals {
         }
     }
 
-    /// A key was destroyed: remove its traces soon.
-    pub fn scrub(&self) {
-        self.state.lock().scrub = true;
+    /// A key was destroyed in this batch: remove its traces soon after that is on the disk, with those of others, since
+    /// that takes longer than a sync.
+    pub fn scrub(&self, batch: u64) {
+        let mut state = self.state.lock();
+        state.scrub = state.scrub.max(batch);
+    }
+
+    /// What is to be removed goes with the next sync: a purge says that it is done.
+    pub fn scrub_now(&self) {
+        self.state.lock().scrub_now = true;
     }
 
     pub fn end(&self) {
@@ -141,12 +150,12 @@ impl Signals {
 
 /// What the writer thread does until it is told to end.
 pub fn run(vault: &Arc<Vault>) {
-    let mut writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
+    let mut writer = Writer::new(vault);
     let work = std::panic::AssertUnwindSafe(|| while writer.round() {});
     if std::panic::catch_unwind(work).is_err() {
         // Nobody may wait for a thread that is gone.
-        let writer = Writer { vault, last_sync: Instant::now(), dirty_log: false };
-        writer.stop("writing stops after an internal error: unmount and mount again", vault.signals.state.lock());
+        Writer::new(vault)
+            .stop("writing stops after an internal error: unmount and mount again", vault.signals.state.lock());
     }
     // Whoever comes to wait now would wait for ever.
     vault.signals.state.lock().stopped = true;
@@ -156,11 +165,16 @@ pub fn run(vault: &Arc<Vault>) {
 struct Writer<'a> {
     vault: &'a Arc<Vault>,
     last_sync: Instant,
+    last_scrub: Instant,
     /// Whether stored batches are not on the disk yet.
     dirty_log: bool,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(vault: &'a Arc<Vault>) -> Self {
+        Writer { vault, last_sync: Instant::now(), last_scrub: Instant::now(), dirty_log: false }
+    }
+
     /// Waits for work, stores one batch; false at the end.
     fn round(&mut self) -> bool {
         let signals = &self.vault.signals;
@@ -184,8 +198,10 @@ impl Writer<'_> {
         let urgent =
             |s: &State| s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES;
         while !state.work && !urgent(&state) {
-            let left = self.vault.settings.commit_interval.saturating_sub(self.last_sync.elapsed());
-            let waits = self.dirty_log || self.vault.has_punched();
+            let syncs = self.dirty_log || self.vault.has_punched();
+            let waits = syncs || (state.scrub > 0 && state.synced >= state.scrub);
+            let since = if syncs { self.last_sync } else { self.last_scrub };
+            let left = self.vault.settings.commit_interval.saturating_sub(since.elapsed());
             let idle = if waits { left } else { Duration::from_secs(3600) };
             if signals.wake.wait_for(&mut state, idle).timed_out() {
                 break;
@@ -314,6 +330,10 @@ impl Writer<'_> {
             (asked || ending || self.last_sync.elapsed() >= vault.settings.commit_interval, state.stored)
         };
         if !(self.dirty_log && due) {
+            // What was destroyed is on the disk by now.
+            if !self.dirty_log {
+                self.scrub(ending);
+            }
             return;
         }
         match vault.records.store.flush() {
@@ -335,10 +355,24 @@ impl Writer<'_> {
         self.last_sync = Instant::now();
         self.vault.give_back();
         self.vault.reserve.fill(super::KEPT_FREE);
-        let scrub = std::mem::take(&mut self.vault.signals.state.lock().scrub);
-        if scrub && let Err(error) = self.vault.records.store.checkpoint_truncate() {
+        self.scrub(false);
+    }
+
+    /// Removes the traces of destroyed keys, if it is time.
+    fn scrub(&mut self, ending: bool) {
+        let batch = {
+            let mut state = self.vault.signals.state.lock();
+            let due = state.scrub_now || ending || self.last_scrub.elapsed() >= self.vault.settings.commit_interval;
+            if state.scrub == 0 || state.synced < state.scrub || !due {
+                return;
+            }
+            state.scrub_now = false;
+            std::mem::take(&mut state.scrub)
+        };
+        self.last_scrub = Instant::now();
+        if let Err(error) = self.vault.records.store.checkpoint_truncate() {
             // A long look at the records, as fsck's, keeps the log from being cut: again after the next sync.
-            self.vault.signals.scrub();
+            self.vault.signals.scrub(batch);
             self.vault.report(&format!("a purged key lingers in the write-ahead log for now: {error}"));
         }
     }

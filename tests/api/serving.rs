@@ -16,6 +16,20 @@ fn commands_use_the_daemon_that_serves() {
 }
 
 #[test]
+fn the_socket_answers_the_same_routes_without_a_key() {
+    let (vault, service) = served();
+    service.create("acme", "a", "1");
+    let socket = vault.state().join("control.sock");
+    let curl = |route: &str| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sS", "--unix-socket", socket.to_str().unwrap(), &format!("http://vault{route}")]);
+        Done::of(&mut curl, b"").good().json()
+    };
+    assert_eq!(curl("/vault/v1/kv/acme%2Fa")["value"], "1");
+    assert_eq!(curl("/vault/v1/kv")["data"], service.get("/vault/v1/kv").is(200)["data"]);
+}
+
+#[test]
 fn beyond_the_loopback_tls_is_needed_and_a_taken_port_is_said() {
     let (vault, service) = served();
     let other = Vault::new();

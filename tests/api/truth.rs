@@ -257,3 +257,104 @@ fn an_open_writer_under_a_version_check_loses_to_a_put_and_leaves_no_version() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "winner");
     assert_eq!(service.get(&format!("{object}/versions")).is(200)["data"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn of_many_puts_on_top_of_one_version_exactly_one_wins() {
+    let (_vault, service) = crate::objects::served();
+    let made = service.create("acme", "f", "start");
+    let path = format!("/vault/v1/kv/{}", made["id"].as_str().unwrap());
+    let mut on = made["version_id"].clone();
+    for round in 0..15 {
+        let barrier = std::sync::Barrier::new(8);
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let put = |n: usize| {
+                let body = json!({ "value": format!("{round} {n}"), "version_check": on });
+                barrier.wait();
+                service.put(&path, body)
+            };
+            let all: Vec<_> = (0..8).map(|n| scope.spawn(move || put(n))).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().enumerate().partition(|(_, put)| put.status == 201);
+        let [(winner, put)]: [_; 1] = won.try_into().expect("one winner");
+        lost.into_iter().for_each(|(_, put)| drop(put.is(409)));
+        on = put.is(201)["metadata"]["version_id"].clone();
+        let read = service.get(&path).is(200);
+        assert_eq!((&read["value"], &read["metadata"]["version_id"]), (&json!(format!("{round} {winner}")), &on));
+    }
+    assert_eq!(service.get(&format!("{path}/metadata")).is(200)["metadata"]["version"], 16);
+}
+
+#[test]
+fn of_a_put_and_a_delete_on_top_of_one_version_exactly_one_wins() {
+    let (_vault, service) = crate::objects::served();
+    for round in 0..20 {
+        let made = service.create("acme", "f", "start");
+        let (id, on) = (made["id"].as_str().unwrap(), made["version_id"].as_str().unwrap());
+        let path = format!("/vault/v1/kv/{id}");
+        let barrier = std::sync::Barrier::new(2);
+        let (put, delete) = std::thread::scope(|scope| {
+            let put = scope.spawn(|| {
+                barrier.wait();
+                service.put(&path, json!({ "value": "next", "version_check": on })).status
+            });
+            barrier.wait();
+            let delete = service.delete(&format!("{path}?version_check={on}")).status;
+            (put.join().unwrap(), delete)
+        });
+        match (put, delete) {
+            (201, 409) => {
+                assert_eq!(service.get(&path).is(200)["value"], "next");
+                service.delete(&path).is(200);
+            }
+            (404, 200) => drop(service.get(&path).is(404)),
+            both => panic!("round {round}: {both:?}"),
+        }
+    }
+}
+
+/// Closing says whether what was written has become a version.
+fn close(file: fs::File) -> std::io::Result<()> {
+    // SAFETY: the descriptor is the file's own, and nobody uses it again.
+    let closed = unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) };
+    if closed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn of_a_put_and_an_open_writer_under_a_version_check_exactly_one_wins() {
+    let vault = Vault::up_with(&["--listen", "127.0.0.1:0"]);
+    let acme = vault.org("acme");
+    let service = vault.service();
+    let file = acme.join("f");
+    let made = service.create("acme", "f", "start");
+    let path = format!("/vault/v1/kv/{}", made["id"].as_str().unwrap());
+    for round in 0..40 {
+        let on = version(&file);
+        let mut writer = fs::OpenOptions::new().write(true).open(&file).unwrap();
+        let name = file.to_str().unwrap();
+        crate::vault::try_run("setfattr", &[&"-n", &"user.vault.version_check", &"-v", &on, &name]).good();
+        let barrier = std::sync::Barrier::new(2);
+        let (put, saved) = std::thread::scope(|scope| {
+            let put = scope.spawn(|| {
+                let body = json!({ "value": format!("api {round:04}"), "version_check": on });
+                barrier.wait();
+                service.put(&path, body).status
+            });
+            barrier.wait();
+            let written = writer.write_all(format!("mnt {round:04}").as_bytes()).and_then(|()| writer.sync_all());
+            // The commit is at the close: what was synced before it may lose still.
+            (put.join().unwrap(), written.and_then(|()| close(writer)))
+        });
+        let value = fs::read_to_string(&file).unwrap();
+        match (put, saved) {
+            (201, Err(lost)) => {
+                assert_eq!(lost.raw_os_error(), Some(libc::ESTALE), "round {round}");
+                assert_eq!(value, format!("api {round:04}"));
+            }
+            (409, Ok(())) => assert_eq!(value, format!("mnt {round:04}")),
+            both => panic!("round {round}: {both:?}"),
+        }
+    }
+    let versions = service.get(&format!("{path}/metadata")).is(200)["metadata"]["version"].clone();
+    assert_eq!(versions, 41, "one for each round");
+}

@@ -74,7 +74,7 @@ def local_encrypt_and_decrypt():
         assert vault.decrypt(encrypted_data=sealed, associated_data=associated) == text
 
 
-def pages_over_250_objects():
+def pages_over_250_objects_in_both_directions():
     made = {vault.create_kv(name=f"python/pages/{n}", value="v", key_context=CONTEXT).id for n in range(250)}
     for order in ["asc", "desc"]:
         seen, after = [], None
@@ -85,6 +85,12 @@ def pages_over_250_objects():
             if not after:
                 break
         assert set(seen) == made and seen == sorted(seen, reverse=order == "desc")
+        back, before = [seen[-1]], seen[-1]
+        while before:
+            page = vault.list_kv(limit=60, order=order, search="python/pages/", before=before)
+            back = [item.id for item in page.data] + back
+            before = page.list_metadata.before
+        assert back == seen
 
 
 def every_refusal_is_its_typed_exception_with_a_message_that_helps():
@@ -188,7 +194,7 @@ for body in [
     read_by_name,
     data_keys,
     local_encrypt_and_decrypt,
-    pages_over_250_objects,
+    pages_over_250_objects_in_both_directions,
     every_refusal_is_its_typed_exception_with_a_message_that_helps,
     a_key_that_is_not_to_be_had_and_too_many_wrong_keys_are_typed_too,
     organizations,
