@@ -138,6 +138,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/organizations/{organization}/revoke", post(keys::revoke))
         .route("/organizations/{organization}/move", post(keys::relocate))
         .route("/keys", get(keys::list))
+        .route("/keys/check", get(keys::check))
+        .route("/keys/pin", post(keys::set_pin))
         .route("/keys/rotations", get(keys::rotations))
         .route("/keys/rotate", post(keys::rotate_all))
         .route("/keys/root/rotate", post(keys::rotate_root))

@@ -8,11 +8,13 @@ mod block;
 mod locked;
 mod plain;
 mod record;
+mod wrapping;
 
 pub use block::{BlockSize, ExtentKey, Tag};
 pub use locked::LockedKey;
 pub use plain::Plain;
 pub use record::{NameKey, RecordKey, RecordPlace};
+pub use wrapping::{TAG, kdf_input, unwrap_once, wrap_once};
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
@@ -40,6 +42,7 @@ mod label {
     pub const CONTEXT: &[u8] = b"vaultfs/1/context";
     pub const WRAP: &[u8] = b"vaultfs/1/wrap";
     pub const KEK: &[u8] = b"vaultfs/1/kek";
+    pub const WRAPPING_KEY: &[u8] = b"vaultfs/1/wrapping-key";
     pub const DATA_KEYS: &[u8] = b"vaultfs/1/data-keys";
 }
 
@@ -69,11 +72,21 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Wipes what calls with secrets that have just returned left on this thread's stack.
+#[inline(never)]
+pub fn burn_stack() {
+    use zeroize::Zeroize;
+    let mut below = [0u8; 8192];
+    below.zeroize();
+    std::hint::black_box(&mut below);
+}
+
 fn derive(secret: &LockedKey, salt: Option<&Salt>, label: &[u8]) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0; 32]);
     Hkdf::<Sha256>::new(salt.map(|s| &s.0[..]), secret.expose())
         .expand(label, key.as_mut())
         .expect("32 bytes is a valid HKDF-SHA256 length");
+    burn_stack();
     key
 }
 
@@ -85,6 +98,7 @@ pub fn commitment(dek: &LockedKey, organization: &[u8; 16], content: u64, dek_id
     Hkdf::<Sha256>::new(None, dek.expose())
         .expand_multi_info(&[label::COMMITMENT, organization, &content.to_be_bytes(), dek_id], &mut out)
         .expect("32 bytes is a valid HKDF-SHA256 length");
+    burn_stack();
     out
 }
 
@@ -130,6 +144,7 @@ pub fn joint_key(keys: &[Arc<LockedKey>], context: &[u8; 32]) -> Result<LockedKe
     Hkdf::<Sha256>::new(None, &all)
         .expand_multi_info(&[label::DATA_KEYS, context], key.as_mut())
         .expect("32 bytes is a valid HKDF-SHA256 length");
+    burn_stack();
     LockedKey::take(&mut key)
 }
 

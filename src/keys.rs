@@ -26,9 +26,9 @@ pub use cache::CacheLimits;
 pub use home::{Home, Lodging, Residency, TokenPlace, WrappedKek};
 pub use keyring::{FreshDek, Keyring, KeyringConfig};
 pub use pin::{Pin, PinSource};
-pub use token::{KekState, TokenCounters, TokenStatus};
+pub use token::{Attack, KekState, MechanismCheck, Outcome, TokenCheck, TokenCounters, TokenStatus};
 pub use uri::TokenUri;
-pub use wrapped::{KekRef, SUITE_TOKEN_GCM, WrapLayer, WrappedDek};
+pub use wrapped::{KekRef, SUITE_HMAC_KDF, SUITE_TOKEN_GCM, WrapLayer, WrappedDek};
 
 use crate::crypto::CryptoError;
 

@@ -46,12 +46,13 @@ mod time;
 #[path = "../tests/keys/token.rs"]
 #[allow(dead_code, reason = "the tests of the keys use the rest")]
 mod token;
+mod tokens;
 mod tree;
 mod types;
 mod versions;
 mod writer;
 
-pub use crate::keys::{Patience, Residency};
+pub use crate::keys::{Outcome, Patience, Residency, TokenCheck};
 pub use apikey::{ApiKey, KeyIdentity, Permission, Scope};
 pub use datakey::DataKey;
 pub use error::{Error, Place, Result};
@@ -233,6 +234,9 @@ impl Vault {
                 uri: self.token_uri.to_string(),
                 label: token.label,
                 state: token.state.to_owned(),
+                suite: token.suite,
+                logins: token.calls.logins,
+                recoveries: token.calls.recoveries,
                 calls: self.keyring.token_calls(),
                 cached_keys: token.cached as u64,
                 last_error: token.last_error,

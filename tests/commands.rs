@@ -40,6 +40,8 @@ fn every_command_has_help() {
         "key list",
         "key show",
         "key revoke",
+        "key check",
+        "key set-pin",
         "object",
         "object list",
         "object describe",

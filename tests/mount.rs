@@ -28,6 +28,8 @@ mod exercise;
 mod files;
 #[path = "mount/full.rs"]
 mod full;
+#[path = "mount/ladder.rs"]
+mod ladder;
 #[path = "mount/lasting.rs"]
 mod lasting;
 #[path = "mount/links.rs"]
@@ -38,6 +40,8 @@ mod listing;
 mod locking;
 #[path = "mount/logging.rs"]
 mod logging;
+#[path = "mount/memory.rs"]
+mod memory;
 #[path = "mount/opening.rs"]
 mod opening;
 #[path = "mount/organizations.rs"]

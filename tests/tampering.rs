@@ -375,7 +375,7 @@ fn a_wrong_pin_a_missing_module_and_another_token_are_named() {
         let missing = "pkcs11:token=vault?module-path=/nowhere/module.so".to_owned();
         let text = refusal(Options { token: Some(missing), ..Options::default() });
         assert!(text.contains("/nowhere/module.so"), "{text}");
-        let other = format!("pkcs11:token=other?module-path={}", token::MODULE);
+        let other = format!("pkcs11:token=other?module-path={}", token.module().display());
         let text = refusal(Options { token: Some(other), ..Options::default() });
         assert!(text.contains("other") || text.contains("token"), "{text}");
         assert!(open(&sample.copy()).is_ok(), "nothing of that did harm");

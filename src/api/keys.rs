@@ -5,9 +5,9 @@ use super::body;
 use super::openapi::Refusals;
 use super::organizations::residency;
 use super::percent::Query;
-use super::shape::{KeyMove, KeyPair, List};
+use super::shape::{KeyMove, KeyPair, List, NewPin};
 use super::{Api, Problem, segment};
-use crate::vault::{KekInfo, Permission, RotationInfo};
+use crate::vault::{KekInfo, Permission, RotationInfo, TokenCheck};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
@@ -112,6 +112,36 @@ pub async fn revoke(
     api.run(move |api| {
         who.organization(api, Permission::Admin, &which)?;
         Ok(api.vault.revoke(&who.caller, &which, &(pair.key, pair.value)).map(|()| StatusCode::NO_CONTENT)?)
+    })
+    .await
+}
+
+#[utoipa::path(get, path = "/keys/check", tag = "operation",
+    description = "What `vaultfs key check --json` prints: what the token does and lets others do, tried on scratch keys.",
+    params(("organization" = Option<String>, Query, description = "The token that holds its keys; the vault's own without")),
+    responses((status = 200, body = serde_json::Value), Refusals))]
+pub async fn check(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -> Result<Json<TokenCheck>, Problem> {
+    let query = Query::of(&uri)?;
+    api.run(move |api| {
+        who.may_in_vault(api, Permission::Admin)?;
+        Ok(Json(api.vault.check_token(query.text("organization")?)?))
+    })
+    .await
+}
+
+#[utoipa::path(post, path = "/keys/pin", tag = "operation",
+    description = "Gives the token the PIN that the daemon reads from this source, now and at every start from then on.",
+    request_body = NewPin, responses((status = 204), Refusals))]
+pub async fn set_pin(State(api): State<Arc<Api>>, Extension(who): Who, body: Body) -> Result<StatusCode, Problem> {
+    let new: NewPin = body::read(&api.room, body).await?.parse()?;
+    api.run(move |api| {
+        who.may_in_vault(api, Permission::Admin)?;
+        if api.daemon.is_some() && !["file:", "credential:"].iter().any(|kind| new.pin_source.starts_with(kind)) {
+            return Err(Problem::invalid(
+                "the daemon reads the new PIN itself, and at every start: name a file: or a credential: that it can read",
+            ));
+        }
+        Ok(api.vault.set_pin(&who.caller, &new.pin_source).map(|()| StatusCode::NO_CONTENT)?)
     })
     .await
 }

@@ -75,6 +75,15 @@ fn text(api: &Api) -> String {
     line("tombstones", "gauge", "Tombstones.", status.tombstones);
     line("pending_bytes", "gauge", "Bytes answered and not stored yet.", status.pending_bytes);
     line("writing", "gauge", "1 while what is answered can be stored.", u64::from(status.writing == "ok"));
+    line("token_up", "gauge", "1 while the token serves.", u64::from(status.token.state == "active"));
+    line(
+        "token_pin_refused",
+        "gauge",
+        "1 once the token has refused the PIN.",
+        u64::from(status.token.state == "pin refused"),
+    );
+    line("token_logins_total", "counter", "PINs presented to the token.", status.token.logins);
+    line("token_recoveries_total", "counter", "Times the token's module was started over.", status.token.recoveries);
     line("token_calls_total", "counter", "Calls of the token.", status.token.calls);
     line("token_keys_cached", "gauge", "Keys in memory.", status.token.cached_keys);
     let mut requests = |kind: &str, unit: &str, value: &dyn Fn(&Counted) -> String| {

@@ -187,6 +187,12 @@ pub struct KeyPair {
     pub value: String,
 }
 
+/// Where a PIN is read: the body of `POST /keys/pin`.
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
+pub struct NewPin {
+    pub pin_source: String,
+}
+
 /// The body of `POST /vault/v1/keys/data-key`.
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct NewDataKey {

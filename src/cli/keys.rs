@@ -5,10 +5,11 @@ use super::client::Client;
 use super::exit::Failure;
 use super::output::{fields, print, print_json, shown, table};
 use super::place;
-use crate::api::Code;
 use crate::api::percent::encode;
-use crate::api::shape::{KeyMove, KeyPair, List};
-use crate::vault::{KekInfo, RotationInfo};
+use crate::api::shape::{KeyMove, KeyPair, List, NewPin};
+use crate::api::{Code, Problem};
+use crate::daemon::process;
+use crate::vault::{KekInfo, Outcome, RotationInfo, TokenCheck, Vault};
 use axum::http::Method;
 use clap::Subcommand;
 use std::io::IsTerminal;
@@ -43,6 +44,25 @@ pub enum Key {
         #[arg(long, value_name = "SOURCE")]
         pin_source: Option<String>,
     },
+    /// Try what a token does and what it lets others do: mechanisms, attacks on scratch keys, latency
+    #[command(after_help = "Exit code 5 when the token serves no suite, or an attack succeeds.")]
+    Check {
+        /// Name or id (org_…): the token that holds its keys; without, the vault's own
+        #[arg(conflicts_with_all = ["token", "pin_source"])]
+        organization: Option<String>,
+        /// Another token, before a vault is made on it
+        #[arg(long, value_name = "PKCS11-URI", requires = "pin_source")]
+        token: Option<String>,
+        /// Where its PIN is read
+        #[arg(long, value_name = "SOURCE", requires = "token")]
+        pin_source: Option<String>,
+    },
+    /// Give the token another PIN: the one that is read from SOURCE now, and at every mount from then on
+    SetPin {
+        /// file:PATH or credential:NAME; without a daemon also prompt or fd:N
+        #[arg(value_name = "SOURCE")]
+        new: String,
+    },
     /// List the KEKs of an organization, or of the whole vault
     List {
         /// Name or id (org_…)
@@ -68,6 +88,11 @@ pub enum Key {
 
 impl Key {
     pub fn run(self, global: &Global) -> Result<(), Failure> {
+        if let Key::Check { token: Some(token), pin_source: Some(pin), .. } = &self {
+            process::keep_secrets();
+            let found = Vault::check_other_token(token, pin).map_err(|e| Failure::from(Problem::from(e)))?;
+            return report(&found, global);
+        }
         let client = &mut Client::new(&place::state(global)?)?;
         match self {
             Key::Rotate { root: true, .. } => {
@@ -89,6 +114,11 @@ impl Key {
                 client.order(&route, &body).map_err(|f| f.about(&organization))?;
                 follow(client, Some(&organization), global)
             }
+            Key::Check { organization, .. } => {
+                let which = organization.map(|o| format!("?organization={}", encode(o.as_bytes()))).unwrap_or_default();
+                report(&client.ask(Method::GET, &format!("/keys/check{which}"))?, global)
+            }
+            Key::SetPin { new } => client.order("/keys/pin", &NewPin { pin_source: absolute(new)? }),
             Key::List { organization } => list(client, organization.as_deref(), global),
             Key::Show { kek } => show(client, &kek, global),
             Key::Revoke { organization, pair: (key, value), .. } => {
@@ -161,6 +191,64 @@ fn show(client: &mut Client, kek: &str, global: &Global) -> Result<(), Failure> 
         ("residency", found.residency),
         ("made", found.made_at.unwrap_or_else(|| "-".into())),
     ]))
+}
+
+/// The table of a token, and the exit code that says whether keys are safe in it.
+fn report(found: &TokenCheck, global: &Global) -> Result<(), Failure> {
+    if global.json {
+        print_json(found)?;
+    } else {
+        print(&described(found))?;
+    }
+    match found.is_safe() {
+        true => Ok(()),
+        false => Err(Failure::new(Code::Token, "keys are not safe in this token: the table says why")),
+    }
+}
+
+fn described(found: &TokenCheck) -> String {
+    let micros = |time: Option<u64>| time.map_or_else(|| "-".to_owned(), |us| format!("{us} µs"));
+    let suite = match (found.suite, &found.iv) {
+        (Some(1), Some(iv)) => {
+            format!("1: AES-256-GCM in the token, IV {}", if iv == "host" { "from the host" } else { iv })
+        }
+        (Some(_), _) => "2: HMAC-SHA256 in the token, AES-256-GCM on the host".to_owned(),
+        (None, _) => "none".to_owned(),
+    };
+    let mut lines = vec![
+        ("token", format!("{} (serial {})", shown(&found.label), shown(&found.serial))),
+        ("model", format!("{} {} {}", shown(&found.manufacturer), shown(&found.model), found.firmware)),
+        ("module", shown(&found.module)),
+        ("suite", suite),
+    ];
+    if let Some(lacks) = &found.lacks {
+        lines.push(("lacks", lacks.clone()));
+    }
+    lines.extend([("wrap", micros(found.wrap_us)), ("unwrap", micros(found.unwrap_us))]);
+    let mechanisms =
+        found.mechanisms.iter().map(|m| [m.mechanism.clone(), if m.offered { "yes" } else { "no" }.into()]);
+    let attacks = found.attacks.iter().map(|attack| {
+        let outcome = match attack.outcome {
+            Outcome::Refused => "refused",
+            Outcome::Succeeded => "SUCCEEDS",
+            Outcome::NotPossible => "not possible",
+        };
+        [attack.attack.clone(), outcome.to_owned()]
+    });
+    [
+        fields(&lines),
+        table(["mechanism", "offered"], &mechanisms.collect::<Vec<_>>()),
+        table(["attack", "outcome"], &attacks.collect::<Vec<_>>()),
+    ]
+    .join("\n")
+}
+
+/// A source whose file is named from the root: the daemon has another working directory.
+fn absolute(source: String) -> Result<String, Failure> {
+    match source.strip_prefix("file:") {
+        Some(path) => Ok(format!("file:{}", std::path::absolute(path).map_err(|e| Failure::io(path, e))?.display())),
+        None => Ok(source),
+    }
 }
 
 fn all(client: &mut Client, organization: Option<&str>) -> Result<List<KekInfo>, Failure> {

@@ -58,6 +58,7 @@ pub fn status(global: &Global) -> Result<(), Failure> {
         ("state", shown(&vault.state_directory)),
         ("mounted", mounted),
         ("token", format!("{} ({})", shown(&token.label), token.state)),
+        ("token suite", token.suite.map_or_else(|| "-".into(), |suite| suite.to_string())),
         ("token calls", token.calls.to_string()),
         ("keys cached", token.cached_keys.to_string()),
         ("organizations", vault.organizations.to_string()),

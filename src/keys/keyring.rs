@@ -6,7 +6,8 @@ use super::flight::Flights;
 use super::home::{Home, Homes, Lodging, LookUp, TokenPlace, WrappedKek};
 use super::pool::{Order, Pool, Recipe};
 use super::token::{Key, Seat, Token};
-use super::{KekRef, KekState, KeyError, Patience, PinSource, TokenStatus, TokenUri, WrapLayer, WrappedDek};
+use super::{KekRef, KekState, KeyError, Patience, PinSource};
+use super::{TokenCheck, TokenStatus, TokenUri, WrapLayer, WrappedDek};
 use crate::crypto::{LockedKey, context_digest, kek_aad, random, wrap_aad};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -130,6 +131,21 @@ impl Keyring {
         // It is needed before whoever keeps homes has stored it.
         self.homes.note(kek, Lodging { home: Home::Wrapped(wrapped.clone()), pair });
         Ok(wrapped)
+    }
+
+    /// What the token of such KEKs is, does and lets others do, tried anew.
+    pub fn check(&self, home: &Home) -> Result<TokenCheck, KeyError> {
+        self.token_of(home)?.check()
+    }
+
+    /// The same of a token that nothing is kept in yet, and that may be of no use.
+    pub fn check_token(uri: TokenUri, pin: &PinSource) -> Result<TokenCheck, KeyError> {
+        Token::examine(uri, pin.read()?)
+    }
+
+    /// Gives the token the PIN that is read from here; this keyring presents it from now on.
+    pub fn set_pin(&self, new: &PinSource) -> Result<(), KeyError> {
+        self.token.set_pin(new.read()?)
     }
 
     /// Destroys a KEK or a root key of the vault's token for good, and forgets every DEK under it.

@@ -2,7 +2,7 @@
 
 use super::{KeyError, configuration};
 use crate::crypto::{CryptoError, LockedKey};
-use cryptoki::types::RawAuthPin;
+use cryptoki::types::{AuthPin, RawAuthPin};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Longer than any token's PIN; bounds what is read from a wrong file.
 const LONGEST: u64 = 1024;
@@ -33,6 +33,11 @@ pub enum PinSource {
 }
 
 impl PinSource {
+    /// Whether another process than the one it was given to reads something else from it.
+    pub fn is_private(&self) -> bool {
+        matches!(self, PinSource::Fd(_) | PinSource::Prompt | PinSource::Environment(_))
+    }
+
     /// Reads the PIN once; one newline at its end does not belong to it.
     pub fn read(&self) -> Result<Pin, KeyError> {
         let text = match self {
@@ -146,28 +151,44 @@ impl From<PinSource> for String {
     }
 }
 
-/// A PIN in the same locked memory as the keys, in pieces of their size: it is needed again after an outage.
+/// A PIN in the same locked memory as the keys, in pieces of their size: it is needed again after an outage. Each piece
+/// is kept as two random halves, so that it stands nowhere for those who search memory for it.
 pub struct Pin {
-    pieces: Vec<LockedKey>,
+    pieces: Vec<[LockedKey; 2]>,
     len: usize,
 }
 
 impl Pin {
     fn lock(pin: &[u8]) -> Result<Self, CryptoError> {
         let lock = |piece: &[u8]| {
-            let mut padded = Zeroizing::new([0; 32]);
-            padded[..piece.len()].copy_from_slice(piece);
-            LockedKey::take(&mut padded)
+            let mask = LockedKey::generate()?;
+            let mut masked = Zeroizing::new(*mask.expose());
+            masked.iter_mut().zip(piece).for_each(|(masked, byte)| *masked ^= byte);
+            Ok([LockedKey::take(&mut masked)?, mask])
         };
-        Ok(Pin { pieces: pin.chunks(32).map(lock).collect::<Result<_, _>>()?, len: pin.len() })
+        Ok(Pin { pieces: pin.chunks(32).map(lock).collect::<Result<_, CryptoError>>()?, len: pin.len() })
     }
 
     /// A copy for the moment of the login, wiped when dropped.
     pub(super) fn for_login(&self) -> RawAuthPin {
-        let mut pin = Vec::with_capacity(self.pieces.len() * 32);
-        self.pieces.iter().for_each(|piece| pin.extend_from_slice(piece.expose()));
-        pin.truncate(self.len);
-        RawAuthPin::new(Box::new(pin))
+        RawAuthPin::new(Box::new(self.copy()))
+    }
+
+    /// A copy for C_SetPIN, wiped when dropped.
+    pub(super) fn for_change(&self) -> Result<AuthPin, KeyError> {
+        let text = String::from_utf8(self.copy()).map_err(|not_text| {
+            not_text.into_bytes().zeroize();
+            configuration("a PIN that is to be changed, and a new one, are UTF-8")
+        })?;
+        Ok(AuthPin::from(text))
+    }
+
+    fn copy(&self) -> Vec<u8> {
+        let bytes = |[masked, mask]: &[LockedKey; 2], at: usize| masked.expose()[at] ^ mask.expose()[at];
+        // All the room at once, so that growing leaves no copy behind.
+        let mut pin = Vec::with_capacity(self.len);
+        pin.extend((0..self.len).map(|at| bytes(&self.pieces[at / 32], at % 32)));
+        pin
     }
 }
 
@@ -183,7 +204,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     fn bytes(pin: &Pin) -> Vec<u8> {
-        pin.pieces.iter().flat_map(|piece| *piece.expose()).take(pin.len).collect()
+        pin.copy()
     }
 
     fn file(content: &[u8], mode: u32) -> tempfile::NamedTempFile {

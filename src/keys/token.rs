@@ -1,5 +1,7 @@
 //! The token as the keyring sees it: a queue of questions in front of threads that each keep one session.
 
+mod attacks;
+mod check;
 mod crew;
 mod fault;
 mod hot;
@@ -9,8 +11,11 @@ mod loaded;
 mod module;
 mod probe;
 mod seat;
+mod suite;
 mod wrapping;
 
+pub use attacks::{Attack, Outcome};
+pub use check::{MechanismCheck, TokenCheck};
 pub(super) use seat::Seat;
 pub(super) use wrapping::Key;
 
@@ -44,6 +49,8 @@ pub struct TokenStatus {
     pub module: PathBuf,
     /// `active`, `unavailable` or `pin refused`.
     pub state: &'static str,
+    /// The suite of the KEKs that are made on it.
+    pub suite: Option<u8>,
     /// DEKs in the cache.
     pub cached: usize,
     /// DEKs wrapped ahead of need.
@@ -111,6 +118,23 @@ impl Token {
         Ok(())
     }
 
+    /// What a token is, does and lets others do; it may be one that [`Token::open`] refuses.
+    pub fn examine(uri: TokenUri, pin: Pin) -> Result<TokenCheck, KeyError> {
+        let link = Arc::new(Link::new(Module::load(&uri)?, uri, pin));
+        Crew::hire(link, START)?.ask(START, |seat| seat.connect().and_then(|()| seat.check()))
+    }
+
+    /// The same of this token.
+    pub fn check(&self) -> Result<TokenCheck, KeyError> {
+        self.link.module.same_process()?;
+        self.crew.ask(START, |seat| seat.check())
+    }
+
+    /// Gives the token another PIN, and presents that from now on.
+    pub fn set_pin(&self, new: Pin) -> Result<(), KeyError> {
+        self.ask(move |seat| seat.set_pin(new))
+    }
+
     /// Asks now and waits for the answer, at most the timeout.
     pub fn ask<T: Send + 'static>(
         &self,
@@ -152,6 +176,7 @@ impl Token {
             serial: outlook.serial,
             module: self.link.module.path().to_owned(),
             state: outlook.state,
+            suite: self.link.ability().ok().map(|ability| ability.suite.number()),
             cached: 0,
             pooled: 0,
             calls: TokenCounters {

@@ -4,8 +4,11 @@ use crate::crypto::random;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Suite 1: the token's AES-256-GCM over the 32 bytes of the DEK, the IV drawn by the host.
+/// Suite 1: the token's AES-256-GCM over the 32 bytes of the DEK.
 pub const SUITE_TOKEN_GCM: u8 = 1;
+
+/// Suite 2: AES-256-GCM on the host, under a key that the token's HMAC-SHA256 makes for this one wrapping.
+pub const SUITE_HMAC_KDF: u8 = 2;
 
 /// Names one version of one KEK. On the token it is CKA_ID: the id, then the version big-endian.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,10 +67,10 @@ pub struct WrappedDek {
 /// How one layer was made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WrapLayer {
-    /// [`SUITE_TOKEN_GCM`]
+    /// [`SUITE_TOKEN_GCM`] or [`SUITE_HMAC_KDF`].
     pub suite: u8,
     pub kek: KekRef,
-    /// Suite 1: the 96-bit IV.
+    /// Suite 1: the IV, 12 bytes from the host or up to 16 from the token. Suite 2: the 256-bit salt.
     #[serde(with = "serde_bytes")]
     pub iv: Vec<u8>,
 }

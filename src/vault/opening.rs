@@ -407,11 +407,11 @@ impl Drop for Vault {
     }
 }
 
-fn parse_token(text: &str) -> Result<TokenUri> {
+pub(super) fn parse_token(text: &str) -> Result<TokenUri> {
     text.parse().map_err(|e: KeyError| Error::Setting(e.to_string()))
 }
 
-fn parse_pin(text: &str) -> Result<PinSource> {
+pub(super) fn parse_pin(text: &str) -> Result<PinSource> {
     text.parse().map_err(|e: KeyError| Error::Setting(e.to_string()))
 }
 

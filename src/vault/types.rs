@@ -374,7 +374,13 @@ pub struct TokenInfo {
     pub uri: String,
     pub label: String,
     pub state: String,
+    /// The suite of the KEKs that are made.
+    pub suite: Option<u8>,
     pub calls: u64,
+    /// PINs presented.
+    pub logins: u64,
+    /// Times the module was started over because the token did not serve.
+    pub recoveries: u64,
     pub cached_keys: u64,
     pub last_error: Option<String>,
 }

@@ -27,7 +27,7 @@ enum Reach {
 use Reach::{Organization, Own};
 
 /// `ORG` is the organization's name, `OBJECT` an object in it, `GRAVE` a deleted one.
-const ROUTES: [(&str, &str, &str, Needs, Reach); 53] = [
+const ROUTES: [(&str, &str, &str, Needs, Reach); 55] = [
     ("GET", "/vault/v1/kv", "", Read, Own),
     ("GET", "/vault/v1/kv?organization=ORG", "", Read, Organization),
     ("POST", "/vault/v1/kv", r#"{"key_context":{"organizationId":"ORG"},"name":"o","value":""}"#, Write, Organization),
@@ -76,6 +76,8 @@ const ROUTES: [(&str, &str, &str, Needs, Reach); 53] = [
     ("GET", "/organizations/nobody-beside-ORG", "", Read, Reach::Vault),
     ("GET", "/keys", "", Admin, Reach::Vault),
     ("GET", "/keys?organization=ORG", "", Admin, Organization),
+    ("GET", "/keys/check", "", Admin, Reach::Vault),
+    ("POST", "/keys/pin", r#"{"pin_source":"prompt"}"#, Admin, Reach::Vault),
     ("GET", "/keys/rotations", "", Admin, Reach::Vault),
     ("POST", "/keys/rotate", "", Admin, Reach::Vault),
     ("POST", "/keys/root/rotate", "", Admin, Reach::Vault),

@@ -69,6 +69,7 @@ fn metrics_count_requests_and_every_answer_has_an_id() {
     let text = String::from_utf8(metrics.body).unwrap();
     assert!(text.contains("vaultfs_requests_total{method=\"GET\",status=\"200\"}"), "{text}");
     assert!(text.contains("vaultfs_organizations 1"), "{text}");
+    assert!(text.contains("vaultfs_token_up 1") && text.contains("vaultfs_token_pin_refused 0"), "{text}");
 }
 
 #[test]

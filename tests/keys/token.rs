@@ -1,8 +1,14 @@
-//! A SoftHSM token in a directory of its own, a process of its own for each test, and what an operator or
-//! an attacker does to the token from outside.
+//! A token in a directory of its own, a process of its own for each test, and what an operator or an attacker does to
+//! the token from outside.
+//!
+//! `VAULTFS_TEST_MODULE` says through what the token is reached: `softhsm` (or nothing), `p11-kit` (a server process in
+//! front of SoftHSM), `kryoptic=PATH` of the module, or `shim=LINE` (SoftHSM behind `../support/shim.rs`).
+
+#[path = "../support/shimmed.rs"]
+mod shimmed;
 
 use cryptoki::context::Pkcs11;
-use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +17,32 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use vaultfs::keys::{CacheLimits, KekRef, KeyError, Keyring, KeyringConfig, Patience, PinSource, WrappedDek};
 
-pub const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+pub const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+const P11_KIT: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
 const DIRECTORY: &str = "VAULTFS_TEST_TOKEN";
-const PIN: &str = "1234";
+pub const PIN: &str = "12345678";
+const SO_PIN: &str = "87654321";
+
+/// Through what the tests reach the token.
+enum Way {
+    SoftHsm,
+    P11Kit,
+    Kryoptic(PathBuf),
+    Shim(String),
+}
+
+impl Way {
+    fn chosen() -> Way {
+        let text = std::env::var("VAULTFS_TEST_MODULE").unwrap_or_default();
+        match text.split_once('=') {
+            None if text.is_empty() || text == "softhsm" => Way::SoftHsm,
+            None if text == "p11-kit" => Way::P11Kit,
+            Some(("kryoptic", path)) => Way::Kryoptic(path.into()),
+            Some(("shim", line)) => Way::Shim(line.to_owned()),
+            _ => panic!("VAULTFS_TEST_MODULE={text}"),
+        }
+    }
+}
 
 /// Runs `test` in a child process with a new token; the parent cleans up, however the child ends.
 pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
@@ -22,19 +51,20 @@ pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
     }
     let directory = tempfile::tempdir().unwrap();
     let token = Token { directory: directory.path().to_owned() };
-    std::fs::create_dir(token.tokens()).unwrap();
-    let tokens = token.tokens();
-    let configuration = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
-    std::fs::write(token.configuration(), configuration).unwrap();
-    token.softhsm(&["--init-token", "--free", "--label", "vault", "--so-pin", "5678", "--pin", PIN]);
-    let child = Command::new(std::env::current_exe().unwrap())
+    token.make();
+    let mut server = matches!(Way::chosen(), Way::P11Kit).then(|| token.serve());
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let child = token
+        .environment(&mut child)
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .env(DIRECTORY, directory.path())
-        .env("SOFTHSM2_CONF", token.configuration())
         // Strategies of workloads nest deeply; without optimization their frames are large.
         .env("RUST_MIN_STACK", (16 << 20).to_string())
         .output()
         .unwrap();
+    if let Some(server) = &mut server {
+        server.kill().and_then(|()| server.wait()).unwrap();
+    }
     let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     assert!(child.status.success() && out.contains("1 passed"), "{name}: {}\n{out}\n{err}", child.status);
 }
@@ -44,6 +74,77 @@ pub struct Token {
 }
 
 impl Token {
+    fn make(&self) {
+        std::fs::create_dir(self.tokens()).unwrap();
+        let tokens = self.tokens();
+        let configuration = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+        std::fs::write(self.configuration(), configuration).unwrap();
+        self.shim(&[]);
+        if let Way::Kryoptic(module) = Way::chosen() {
+            let database = tokens.join("token.sql");
+            let slot = format!("[[slots]]\nslot = 42\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display());
+            std::fs::write(self.directory.join("kryoptic.conf"), slot).unwrap();
+            let tool = |arguments: &[&str]| {
+                let mut tool = Command::new("pkcs11-tool");
+                run(self.environment(&mut tool).arg("--module").arg(&module).args(["--slot", "42"]).args(arguments));
+            };
+            tool(&["--init-token", "--label", "vault", "--so-pin", SO_PIN]);
+            tool(&["--init-pin", "--login", "--login-type", "so", "--so-pin", SO_PIN, "--new-pin", PIN]);
+        } else {
+            self.softhsm(&["--init-token", "--free", "--label", "vault", "--so-pin", SO_PIN, "--pin", PIN]);
+        }
+    }
+
+    /// A server process in front of SoftHSM; it listens when this returns.
+    pub fn serve(&self) -> std::process::Child {
+        let socket = self.directory.join("socket");
+        let _ = std::fs::remove_file(&socket);
+        let mut server = Command::new("p11-kit");
+        let server =
+            server.args(["server", "-f", "-n"]).arg(&socket).args(["--provider", SOFTHSM, "pkcs11:token=vault"]);
+        let server = self.environment(server).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "p11-kit's server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command
+            .env("SOFTHSM2_CONF", self.configuration())
+            .env("KRYOPTIC_CONF", self.directory.join("kryoptic.conf"))
+            .env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", self.directory.join("socket").display()))
+            .env("VAULTFS_SHIM", self.directory.join("shim"))
+    }
+
+    /// The module's path.
+    pub fn module(&self) -> PathBuf {
+        match Way::chosen() {
+            Way::SoftHsm => SOFTHSM.into(),
+            Way::P11Kit => P11_KIT.into(),
+            Way::Kryoptic(path) => path,
+            Way::Shim(_) => shimmed::path(),
+        }
+    }
+
+    /// How the shim behaves from now on.
+    pub fn shim(&self, lines: &[&str]) {
+        let always = if let Way::Shim(line) = Way::chosen() { line } else { String::new() };
+        let text = format!("module={SOFTHSM}\n{}\n{always}\n", lines.join("\n"));
+        let (new, path) = (self.directory.join("shim.new"), self.directory.join("shim"));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// The token behind the shim, which behaves so from now on.
+    pub fn config_with_shim(&self, lines: &[&str]) -> KeyringConfig {
+        self.shim(lines);
+        let uri = format!("pkcs11:token=vault?module-path={}", shimmed::path().display());
+        KeyringConfig { uri: uri.parse().unwrap(), ..self.config() }
+    }
+
     fn tokens(&self) -> PathBuf {
         self.directory.join("tokens")
     }
@@ -61,7 +162,7 @@ impl Token {
         std::fs::write(&path, format!("{pin}\n")).unwrap();
         set_mode(&path, 0o600);
         KeyringConfig {
-            uri: format!("pkcs11:token=vault?module-path={MODULE}").parse().unwrap(),
+            uri: format!("pkcs11:token=vault?module-path={}", self.module().display()).parse().unwrap(),
             pin: PinSource::File(path),
             timeout: Duration::from_secs(5),
             cache: CacheLimits { entries: 10_000, soft: Duration::from_secs(300), hard: Duration::from_secs(900) },
@@ -94,7 +195,7 @@ impl Token {
             let slots = pkcs11.get_all_slots().unwrap();
             let free = |slot: &&cryptoki::slot::Slot| !pkcs11.get_token_info(**slot).unwrap().token_initialized();
             let slot = *slots.iter().find(free).unwrap();
-            pkcs11.init_token(slot, &AuthPin::from("5678".to_owned()), label).unwrap();
+            pkcs11.init_token(slot, &AuthPin::from(SO_PIN.to_owned()), label).unwrap();
         });
     }
 
@@ -116,6 +217,26 @@ impl Token {
 
     pub fn destroy_elsewhere(&self, kek: KekRef) {
         self.pkcs11_tool(&["--delete-object", "--type", "secrkey", "--id", &hex(kek)]);
+    }
+
+    /// A KEK whose value is known, as an operator might bring one.
+    pub fn import(&self, kek: KekRef, suite: u8, value: &[u8; 32]) {
+        let (key_type, rights) = match suite {
+            1 => (KeyType::AES, [Attribute::Encrypt(true), Attribute::Decrypt(true)]),
+            _ => (KeyType::GENERIC_SECRET, [Attribute::Sign(true), Attribute::Verify(false)]),
+        };
+        let mut template = vec![
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(key_type),
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Id([&kek.id[..], &kek.version.to_be_bytes()].concat()),
+            Attribute::Value(value.to_vec()),
+        ];
+        template.extend(rights);
+        self.beside(|pkcs11| {
+            session(pkcs11).create_object(&template).unwrap();
+        });
     }
 
     /// What a kill inside C_GenerateKey leaves of the key that is not among `others`: SoftHSM writes a key's
@@ -180,18 +301,19 @@ impl Token {
 
     fn beside(&self, act: impl FnOnce(&Pkcs11)) {
         // The keyring of this process has initialized the module already.
-        act(&Pkcs11::new(MODULE).unwrap());
+        act(&Pkcs11::new(self.module()).unwrap());
     }
 
     fn softhsm(&self, arguments: &[&str]) {
-        run(Command::new("softhsm2-util").args(arguments).env("SOFTHSM2_CONF", self.configuration()));
+        run(self.environment(Command::new("softhsm2-util").args(arguments)));
     }
 
+    /// As another process, and past what stands in front of the token.
     fn pkcs11_tool(&self, arguments: &[&str]) -> String {
-        run(Command::new("pkcs11-tool")
-            .args(["--module", MODULE, "--token-label", "vault", "--login", "--pin", PIN])
-            .args(arguments)
-            .env("SOFTHSM2_CONF", self.configuration()))
+        let module = if let Way::Kryoptic(path) = Way::chosen() { path } else { SOFTHSM.into() };
+        let mut tool = Command::new("pkcs11-tool");
+        tool.arg("--module").arg(module).args(["--token-label", "vault", "--login", "--pin", PIN]).args(arguments);
+        run(self.environment(&mut tool))
     }
 }
 

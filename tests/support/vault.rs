@@ -6,12 +6,16 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+#[path = "shimmed.rs"]
+mod shimmed;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -22,6 +26,20 @@ const HANGS: &str = "60";
 
 pub struct Vault {
     directory: TempDir,
+    /// The PKCS#11 module that commands are told of.
+    module: PathBuf,
+}
+
+/// A p11-kit server, in front of the token until it is dropped.
+pub struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its own, and those of its children that serve a client each.
+        // SAFETY: kill takes two numbers and touches no memory of ours.
+        unsafe { libc::kill(-(self.0.id() as i32), libc::SIGKILL) };
+        let _ = self.0.wait();
+    }
 }
 
 /// How a command ended.
@@ -72,7 +90,10 @@ impl Vault {
 
     /// A directory with a token and no vault yet.
     pub fn without_state() -> Vault {
-        let vault = Vault { directory: tempfile::Builder::new().prefix("vaultfs-").tempdir().unwrap() };
+        let vault = Vault {
+            directory: tempfile::Builder::new().prefix("vaultfs-").tempdir().unwrap(),
+            module: module().into(),
+        };
         for directory in [vault.token(), vault.token().join("tokens"), vault.point()] {
             fs::create_dir(directory).unwrap();
         }
@@ -130,7 +151,49 @@ impl Vault {
     }
 
     pub fn uri(&self) -> String {
-        format!("pkcs11:token=vault?module-path={}", module())
+        format!("pkcs11:token=vault?module-path={}", self.module.display())
+    }
+
+    /// The token is reached through the shim (`shim.rs`), which behaves like this.
+    pub fn behind_shim(&mut self, lines: &[&str]) {
+        self.module = shimmed::path();
+        self.shim(lines);
+    }
+
+    /// How the shim behaves from now on.
+    pub fn shim(&self, lines: &[&str]) {
+        let text = format!("module={}\n{}\n", module(), lines.join("\n"));
+        let new = self.token().join("shim.new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.token().join("shim")).unwrap();
+    }
+
+    /// The token is reached through a process of its own, as one in the network is.
+    pub fn behind_server(&mut self) -> Server {
+        self.module = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so".into();
+        assert!(self.module.exists(), "p11-kit is missing: run scripts/packages");
+        self.serve_token()
+    }
+
+    /// Starts that process again; it listens when this returns.
+    pub fn serve_token(&self) -> Server {
+        let socket = self.token().join("socket");
+        let _ = fs::remove_file(&socket);
+        let mut server = self.in_environment("p11-kit");
+        server.args(["server", "-f", "-n"]).arg(&socket).args(["--provider", module(), "pkcs11:token=vault"]);
+        let server = Server(server.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "p11-kit's server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// Somebody else gives the token another PIN.
+    pub fn change_pin_elsewhere(&self, new: &str) {
+        let tool = ["--module", module(), "--token-label", "vault", "--login", "--pin", PIN, "--change-pin"];
+        Done::of(self.in_environment("pkcs11-tool").args(tool).args(["--new-pin", new]), b"").good();
     }
 
     pub fn pin(&self) -> String {
@@ -252,6 +315,8 @@ impl Vault {
     pub fn in_environment(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("SOFTHSM2_CONF", self.token().join("softhsm2.conf")).env("VAULTFS_STATE", self.state());
+        command.env("VAULTFS_SHIM", self.token().join("shim"));
+        command.env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", self.token().join("socket").display()));
         command.env("LC_ALL", "C");
         command
     }

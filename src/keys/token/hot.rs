@@ -13,34 +13,32 @@ use zeroize::Zeroizing;
 
 /// Room for a DEK wrapped ten times, with an IV of the token's making.
 const ROOM: usize = 256;
+/// Bytes of the longest IV that a token makes.
+pub const LONGEST_IV: usize = 16;
 
 type Init = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV;
 type Run = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV;
 
-/// AES-256-GCM under a key of the token (PKCS#11 3.1, 6.13.3).
+/// AES-256-GCM (PKCS#11 3.1, 6.13.3) and HMAC-SHA256 (6.19.3) under a key of the token.
 pub struct Hot {
-    encrypt_init: Init,
-    encrypt: Run,
-    decrypt_init: Init,
-    decrypt: Run,
+    encrypt: (Init, Run),
+    decrypt: (Init, Run),
+    sign: (Init, Run),
     /// The functions live as long as it.
     _library: Library,
 }
 
-/// What a key encrypts or decrypts under.
+/// A key, in the session that uses it.
 #[derive(Clone, Copy)]
-pub struct Gcm<'a> {
+pub struct Place {
     pub session: CK_SESSION_HANDLE,
     pub key: CK_OBJECT_HANDLE,
-    pub iv: &'a [u8; 12],
-    pub aad: &'a [u8; 32],
 }
 
-/// What the token wrote, and the IV as it left it.
+/// What the token wrote.
 pub struct Output {
     room: Zeroizing<[u8; ROOM]>,
     len: usize,
-    pub iv: [u8; 12],
 }
 
 impl Output {
@@ -50,35 +48,55 @@ impl Output {
 }
 
 impl Hot {
-    /// The reason is for the operator.
-    pub fn load(path: &Path) -> Result<Self, String> {
+    /// `None` for a module that gives each caller an instance of its own, as p11-kit's client does: sessions of one
+    /// mean nothing in another. The reason of an error is for the operator.
+    pub fn load(path: &Path) -> Result<Option<Self>, String> {
         // SAFETY: the operator names the module and trusts its initializers with the keys themselves.
         let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
-        let list = function_list(&library)?;
-        let missing = || "it lacks C_EncryptInit, C_Encrypt, C_DecryptInit or C_Decrypt".to_owned();
-        Ok(Hot {
-            encrypt_init: list.C_EncryptInit.ok_or_else(missing)?,
-            encrypt: list.C_Encrypt.ok_or_else(missing)?,
-            decrypt_init: list.C_DecryptInit.ok_or_else(missing)?,
-            decrypt: list.C_Decrypt.ok_or_else(missing)?,
+        // SAFETY: only whether the symbol is there counts.
+        if unsafe { library.get::<*const c_void>(b"NSC_ModuleDBFunc\0") }.is_ok() {
+            return Err(
+                "this is NSS's own token, which ignores templates that keep a KEK inside and cannot be started \
+                 again after a failure; use another token"
+                    .to_owned(),
+            );
+        }
+        let (first, second) = (function_list(&library)?, function_list(&library)?);
+        if first != second {
+            return Ok(None);
+        }
+        // SAFETY: after CKR_OK it points to the module's own list, which is never freed; it need not be aligned.
+        let list = unsafe { first.read_unaligned() };
+        let missing = || "it lacks one of C_Encrypt, C_Decrypt, C_Sign and their C_…Init".to_owned();
+        let pair = |init: CK_C_EncryptInit, run: CK_C_Encrypt| Some((init?, run?));
+        Ok(Some(Hot {
+            encrypt: pair(list.C_EncryptInit, list.C_Encrypt).ok_or_else(missing)?,
+            decrypt: pair(list.C_DecryptInit, list.C_Decrypt).ok_or_else(missing)?,
+            sign: pair(list.C_SignInit, list.C_Sign).ok_or_else(missing)?,
             _library: library,
-        })
+        }))
     }
 
-    /// The ciphertext and its 128-bit tag.
-    pub fn encrypt(&self, gcm: Gcm, plaintext: &[u8]) -> Result<Output, Error> {
-        let functions = (self.encrypt_init, self.encrypt);
-        call(functions, (Function::EncryptInit, Function::Encrypt), gcm, plaintext)
+    /// The ciphertext and its 128-bit tag, and whatever the token appends; `iv` as the token leaves it.
+    pub fn encrypt(&self, at: Place, iv: &mut [u8], aad: &[u8; 32], plaintext: &[u8]) -> Result<Output, Error> {
+        gcm(self.encrypt, (Function::EncryptInit, Function::Encrypt), at, iv, aad, plaintext)
     }
 
     /// The plaintext. After an error the session may be stuck in the operation: discard it.
-    pub fn decrypt(&self, gcm: Gcm, ciphertext: &[u8]) -> Result<Output, Error> {
-        let functions = (self.decrypt_init, self.decrypt);
-        call(functions, (Function::DecryptInit, Function::Decrypt), gcm, ciphertext)
+    pub fn decrypt(&self, at: Place, iv: &[u8], aad: &[u8; 32], ciphertext: &[u8]) -> Result<Output, Error> {
+        let mut iv = iv.to_vec();
+        gcm(self.decrypt, (Function::DecryptInit, Function::Decrypt), at, &mut iv, aad, ciphertext)
+    }
+
+    /// HMAC-SHA256.
+    pub fn sign(&self, at: Place, message: &[u8]) -> Result<Output, Error> {
+        let mut mechanism =
+            CK_MECHANISM { mechanism: CKM_SHA256_HMAC, pParameter: std::ptr::null_mut(), ulParameterLen: 0 };
+        call(self.sign, (Function::SignInit, Function::Sign), at, &mut mechanism, message)
     }
 }
 
-fn function_list(library: &Library) -> Result<CK_FUNCTION_LIST, String> {
+fn function_list(library: &Library) -> Result<*mut CK_FUNCTION_LIST, String> {
     type GetFunctionList = unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV;
     // SAFETY: PKCS#11 fixes the type of C_GetFunctionList.
     let get: Symbol<GetFunctionList> =
@@ -89,14 +107,19 @@ fn function_list(library: &Library) -> Result<CK_FUNCTION_LIST, String> {
     if rv != CKR_OK || list.is_null() {
         return Err(format!("C_GetFunctionList returns {rv:#x}"));
     }
-    // SAFETY: after CKR_OK it points to the module's own list, which is never freed; it need not be aligned.
-    Ok(unsafe { list.read_unaligned() })
+    Ok(list)
 }
 
-fn call((init, run): (Init, Run), names: (Function, Function), gcm: Gcm, input: &[u8]) -> Result<Output, Error> {
-    // Copies, since the interface takes mutable pointers and some tokens do write their own IV.
-    let mut iv = *gcm.iv;
-    let mut aad = *gcm.aad;
+fn gcm(
+    functions: (Init, Run),
+    names: (Function, Function),
+    at: Place,
+    iv: &mut [u8],
+    aad: &[u8; 32],
+    input: &[u8],
+) -> Result<Output, Error> {
+    // A copy, since the interface takes a mutable pointer.
+    let mut aad = *aad;
     let mut parameters = CK_GCM_PARAMS {
         pIv: iv.as_mut_ptr(),
         ulIvLen: iv.len() as CK_ULONG,
@@ -110,18 +133,29 @@ fn call((init, run): (Init, Run), names: (Function, Function), gcm: Gcm, input: 
         pParameter: (&raw mut parameters).cast::<c_void>(),
         ulParameterLen: size_of::<CK_GCM_PARAMS>() as CK_ULONG,
     };
-    // SAFETY: the mechanism, its parameters, IV and AAD live until the operation below has ended.
-    let rv = unsafe { init(gcm.session, &mut mechanism, gcm.key) };
+    call(functions, names, at, &mut mechanism, input)
+}
+
+/// What the mechanism points to lives until the operation has ended, which is when this returns.
+fn call(
+    (init, run): (Init, Run),
+    names: (Function, Function),
+    at: Place,
+    mechanism: &mut CK_MECHANISM,
+    input: &[u8],
+) -> Result<Output, Error> {
+    // SAFETY: the mechanism and what it points to outlive the operation.
+    let rv = unsafe { init(at.session, mechanism, at.key) };
     Rv::from(rv).into_result(names.0)?;
 
     let mut input = Zeroizing::new(input.to_vec());
     let mut room = Zeroizing::new([0; ROOM]);
     let mut len = ROOM as CK_ULONG;
     // SAFETY: input and output are buffers of the lengths passed with them, and `len` is writable.
-    let rv = unsafe { run(gcm.session, input.as_mut_ptr(), input.len() as CK_ULONG, room.as_mut_ptr(), &mut len) };
+    let rv = unsafe { run(at.session, input.as_mut_ptr(), input.len() as CK_ULONG, room.as_mut_ptr(), &mut len) };
     Rv::from(rv).into_result(names.1)?;
     if len as usize > ROOM {
         return Err(Error::InvalidValue);
     }
-    Ok(Output { room, len: len as usize, iv })
+    Ok(Output { room, len: len as usize })
 }

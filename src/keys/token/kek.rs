@@ -1,4 +1,5 @@
-//! Making and destroying KEKs. A KEK encrypts and decrypts, inside the token, and nothing else can be done with it.
+//! Making and destroying KEKs. A KEK encrypts and decrypts (suite 1) or signs (suite 2), inside the token, and nothing
+//! else can be done with it.
 //!
 //! MODIFIABLE and COPYABLE are false because many tokens let C_SetAttributeValue or C_CopyObject give a key
 //! more rights than it was made with; and since tokens also ignore parts of a template, it is read back.
@@ -6,9 +7,9 @@
 use super::fault::Fault;
 use super::probe;
 use super::seat::{At, Seat};
+use super::suite::{Key, Suite};
 use crate::keys::{KekRef, KeyError, configuration, unavailable};
-use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass};
 
 impl Seat {
     /// Makes a KEK as a token object. Every KEK is made here.
@@ -36,9 +37,9 @@ impl Seat {
             if at.proves(kek, key) {
                 return Ok(());
             }
-            probe::suite_one(at)?;
+            probe::canary(at)?;
             at.link.forget_key(&kek);
-            at.session.destroy_object(key)?;
+            at.session.destroy_object(key.handle)?;
             make(at, kek, &claim)
         })
     }
@@ -48,7 +49,7 @@ impl Seat {
         self.climb(|at| {
             let key = at.search(kek)?;
             at.link.forget_key(&kek);
-            at.session.destroy_object(key)?;
+            at.session.destroy_object(key.handle)?;
             if at.find(kek)?.is_empty() {
                 return Ok(());
             }
@@ -58,53 +59,57 @@ impl Seat {
 }
 
 fn make(at: &At, kek: KekRef, claim: &impl Fn() -> bool) -> Result<(), Fault> {
-    let template: Vec<_> = asked(kek).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
-    let key = at.session.generate_key(&Mechanism::AesKeyGen, &template)?;
+    let suite = at.link.ability()?.suite;
+    let template: Vec<_> = asked(kek, suite).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
+    let handle = at.session.generate_key(&probe::mechanism(suite), &template)?;
+    let key = Key { handle, suite };
     let wanted = verify(at, kek, key).and_then(|()| match claim() {
         true => Ok(()),
         false => Err(unavailable("it made the key too late for whoever asked, so the key is destroyed again").into()),
     });
     match wanted {
         Ok(()) => at.link.remember_key(kek, at.entered.generation(), key),
-        Err(_) => at.session.destroy_object(key)?,
+        Err(_) => at.session.destroy_object(handle)?,
     }
     wanted
 }
 
 impl At<'_> {
     /// Whether the key is what a KEK has to be, and works.
-    fn proves(&self, kek: KekRef, key: ObjectHandle) -> bool {
-        let works = || {
-            // A session of its own: a key that fails may leave it in the operation.
-            let session = self.link.open_session(self.entered)?;
-            let works = At { session: &session, ..*self }.round_trip(key);
-            let _ = session.close();
-            works
-        };
-        verify(self, kek, key).is_ok() && matches!(works(), Ok::<_, Fault>(true))
+    fn proves(&self, kek: KekRef, key: Key) -> bool {
+        let works = || self.apart(|at| at.round_trip(key, at.link.ability()?.iv));
+        verify(self, kek, key).is_ok() && matches!(works(), Ok(true))
     }
 }
 
 /// What a KEK is asked to be; all of it can be read back.
-fn asked(kek: KekRef) -> Vec<Attribute> {
+fn asked(kek: KekRef, suite: Suite) -> Vec<Attribute> {
     let mut template = vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
+        Attribute::KeyType(suite.key_type()),
         Attribute::Id(kek.object_id()),
         Attribute::Label(kek.label().into_bytes()),
+        Attribute::Token(true),
     ];
-    template.extend([Attribute::Token, Attribute::Private, Attribute::Sensitive].map(|attribute| attribute(true)));
-    template.extend([Attribute::Encrypt, Attribute::Decrypt].map(|right| right(true)));
-    template.extend([Attribute::Wrap, Attribute::Unwrap, Attribute::Derive].map(|right| right(false)));
-    template.extend([Attribute::Sign, Attribute::Verify].map(|right| right(false)));
-    template.extend([Attribute::Extractable, Attribute::Modifiable, Attribute::Copyable].map(|way_out| way_out(false)));
+    template.extend(rights(suite));
     template
 }
 
+/// What a KEK may be used for, and that it stays where it is.
+pub fn rights(suite: Suite) -> Vec<Attribute> {
+    let encrypts = suite == Suite::TokenGcm;
+    let mut rights = vec![Attribute::Private(true), Attribute::Sensitive(true)];
+    rights.extend([Attribute::Encrypt, Attribute::Decrypt].map(|right| right(encrypts)));
+    rights.extend([Attribute::Sign(!encrypts), Attribute::Verify(false)]);
+    rights.extend([Attribute::Wrap, Attribute::Unwrap, Attribute::Derive].map(|right| right(false)));
+    rights.extend([Attribute::Extractable, Attribute::Modifiable, Attribute::Copyable].map(|way_out| way_out(false)));
+    rights
+}
+
 /// Reads the key back: what was asked for, and what the token says of the key's past.
-fn verify(at: &At, kek: KekRef, key: ObjectHandle) -> Result<(), Fault> {
+fn verify(at: &At, kek: KekRef, Key { handle: key, suite }: Key) -> Result<(), Fault> {
     let past = [Attribute::Local, Attribute::AlwaysSensitive, Attribute::NeverExtractable].map(|was| was(true));
-    let wanted: Vec<_> = asked(kek).into_iter().chain(past).collect();
+    let wanted: Vec<_> = asked(kek, suite).into_iter().chain(past).collect();
     let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
     let found = at.session.get_attributes(key, &types)?;
     let lost: Vec<_> =

@@ -6,15 +6,16 @@
 use super::fault::Fault;
 use super::loaded::Loaded;
 use super::module::{Entered, Module};
+use super::probe::Ability;
+use super::suite::Key;
 use super::{Counters, count};
 use crate::keys::{KekRef, KeyError, Pin, TokenUri, configuration, unavailable};
 use cryptoki::error::{Error, RvError};
-use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The longest pause between two recoveries, and the time after which an empty token is not believed.
@@ -29,12 +30,14 @@ pub struct Link {
     pub module: Arc<Module>,
     pub counters: Counters,
     uri: TokenUri,
-    pin: Pin,
+    pin: Mutex<Arc<Pin>>,
     /// Where each KEK is, in the generation it was found in.
-    keys: Mutex<HashMap<KekRef, (u64, ObjectHandle)>>,
+    keys: Mutex<HashMap<KekRef, (u64, Key)>>,
     pub loaded: Loaded,
     /// The generation in which it was seen that nothing wrapped can be had in clear.
     pub guards: Mutex<Option<u64>>,
+    /// What the probe found.
+    ability: OnceLock<Ability>,
     gate: Mutex<Gate>,
     /// The pause after the next recovery that fails. Taken before the module is entered, never after.
     recovery: Mutex<Duration>,
@@ -70,10 +73,11 @@ impl Link {
             module,
             counters: Counters::default(),
             uri,
-            pin,
+            pin: Mutex::new(Arc::new(pin)),
             keys: Mutex::default(),
             loaded: Loaded::default(),
             guards: Mutex::default(),
+            ability: OnceLock::new(),
             gate: Mutex::new(Gate { anchor: None, refused: None, not_before: Instant::now() }),
             recovery: Mutex::new(FIRST_PAUSE),
             outlook: Mutex::new(unseen),
@@ -187,7 +191,7 @@ impl Link {
             "one more wrong PIN would lock it, so it is not tried; log in once by hand".to_owned()
         } else {
             count(&self.counters.logins);
-            match anchor.session.login_with_raw(UserType::User, &self.pin.for_login()) {
+            match anchor.session.login_with_raw(UserType::User, &self.pin.lock().for_login()) {
                 Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => return Ok(()),
                 Err(Error::Pkcs11(
                     code @ (RvError::PinIncorrect
@@ -202,6 +206,25 @@ impl Link {
         };
         *refused = Some(refusal.clone());
         Err(KeyError::PinRefused(refusal).into())
+    }
+
+    /// Changes the token's PIN; a token that refuses changes nothing.
+    pub fn set_pin(&self, session: &Session, new: &Arc<Pin>) -> Result<(), Fault> {
+        // Held, so that nobody logs in with the old PIN meanwhile.
+        let mut pin = self.pin.lock();
+        match session.set_pin(&pin.for_change()?, &new.for_change()?) {
+            Ok(()) => {
+                *pin = new.clone();
+                Ok(())
+            }
+            Err(error @ Error::Pkcs11(RvError::PinIncorrect | RvError::PinLocked | RvError::PinExpired, _)) => {
+                Err(KeyError::PinRefused(format!("{error}: it was changed by somebody else")).into())
+            }
+            Err(error @ Error::Pkcs11(RvError::PinInvalid | RvError::PinLenRange, _)) => {
+                Err(configuration(format!("the token does not take the new PIN ({error}): choose another")).into())
+            }
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// Finalizes and initializes the module once the generation `seen` has failed for `reason`, and logs in.
@@ -231,11 +254,21 @@ impl Link {
         Err(error)
     }
 
-    pub fn known_key(&self, kek: &KekRef, generation: u64) -> Option<ObjectHandle> {
+    /// What the token can do; only once it was probed is it asked for anything.
+    pub fn ability(&self) -> Result<&Ability, KeyError> {
+        self.ability.get().ok_or_else(|| unavailable("it was not probed yet"))
+    }
+
+    pub fn probed(&self, ability: Ability) {
+        // Two probes of one token find the same.
+        let _ = self.ability.set(ability);
+    }
+
+    pub fn known_key(&self, kek: &KekRef, generation: u64) -> Option<Key> {
         self.keys.lock().get(kek).filter(|(found_in, _)| *found_in == generation).map(|(_, key)| *key)
     }
 
-    pub fn remember_key(&self, kek: KekRef, generation: u64, key: ObjectHandle) {
+    pub fn remember_key(&self, kek: KekRef, generation: u64, key: Key) {
         self.keys.lock().insert(kek, (generation, key));
     }
 

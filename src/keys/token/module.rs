@@ -24,7 +24,8 @@ pub struct Module {
     path: PathBuf,
     pid: u32,
     pkcs11: Pkcs11,
-    hot: Hot,
+    /// `None`: the module can be called through `cryptoki` alone.
+    hot: Option<Hot>,
     generation: RwLock<Generation>,
 }
 
@@ -125,8 +126,8 @@ impl Entered<'_> {
         &self.module.pkcs11
     }
 
-    pub fn hot(&self) -> &Hot {
-        &self.module.hot
+    pub fn hot(&self) -> Option<&Hot> {
+        self.module.hot.as_ref()
     }
 
     pub fn generation(&self) -> u64 {

@@ -1,20 +1,17 @@
 //! One thread's place at the token: its session, the questions it can ask, and the ladder after a refusal.
 
 use super::fault::Fault;
-use super::hot::{Gcm, Output};
 use super::link::{INTERVAL, Link};
 use super::module::Entered;
+use super::suite::{Key, Suite};
 use super::{count, probe};
-use crate::crypto::random;
-use crate::keys::{KekRef, KeyError, SUITE_TOKEN_GCM, WrapLayer, configuration, unavailable};
-use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use crate::crypto::{TAG, burn_stack};
+use crate::keys::{KekRef, KeyError, Pin, WrapLayer, configuration, unavailable};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use zeroize::Zeroizing;
-
-/// Bytes of an AES-GCM tag.
-const TAG: usize = 16;
 
 /// Asks the token with one session that is opened again when it is no longer good.
 pub struct Seat {
@@ -39,42 +36,57 @@ impl Seat {
         Seat { link, session: None }
     }
 
-    /// Connects to the token and refuses one that cannot serve suite 1.
+    /// Connects to the token and refuses one that serves no suite.
     pub fn start(&mut self) -> Result<(), KeyError> {
-        self.link.start()?;
+        self.connect()?;
         self.probe()
     }
 
-    /// Refuses a token that cannot serve suite 1.
+    pub fn connect(&mut self) -> Result<(), KeyError> {
+        self.link.start()
+    }
+
+    /// Finds out what the token can do, and refuses one that serves no suite.
     pub fn probe(&mut self) -> Result<(), KeyError> {
-        self.climb(probe::suite_one)
+        let ability = self.climb(probe::ability)?;
+        self.link.probed(ability);
+        Ok(())
+    }
+
+    /// C_SetPIN, from the PIN that logs in to the new one.
+    pub fn set_pin(&mut self, new: Pin) -> Result<(), KeyError> {
+        let new = Arc::new(new);
+        self.climb(|at| at.link.set_pin(at.session, &new))
     }
 
     /// Makes one layer over `inner`, a DEK or what the layer below wrote: the layer, and the tag longer ciphertext.
     pub fn wrap(&mut self, kek: KekRef, aad: &[u8; 32], inner: &[u8]) -> Result<(WrapLayer, Vec<u8>), KeyError> {
         self.climb(|at| {
-            let iv = random();
-            let output = at.with_key(kek, |key| at.encrypt(key, &iv, aad, inner))?;
+            let source = at.link.ability()?.iv;
+            let (suite, (iv, outer)) = at.with_key(kek, |key| Ok((key.suite, at.wrap(key, source, aad, inner)?)))?;
             count(&at.link.counters.wraps);
-            let layer = WrapLayer { suite: SUITE_TOKEN_GCM, kek, iv: iv.to_vec() };
-            Ok((layer, whole(&output, inner.len() + TAG)?.to_vec()))
+            Ok((WrapLayer { suite: suite.number(), kek, iv }, outer))
         })
     }
 
     /// Opens one layer.
     pub fn unwrap(&mut self, layer: &WrapLayer, aad: &[u8; 32], outer: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        let iv = <&[u8; 12]>::try_from(&layer.iv[..]).map_err(|_| KeyError::Authentication)?;
-        if layer.suite != SUITE_TOKEN_GCM || outer.len() < 32 + TAG {
+        if outer.len() < 32 + TAG {
             return Err(KeyError::Authentication);
         }
         self.climb(|at| {
-            let decrypt = |key| at.decrypt(at.session, key, iv, aad, outer);
-            let output = at.with_key(layer.kek, decrypt).or_else(|fault| match fault {
-                Fault::Sick(_) => at.second_opinion(layer.kek, iv, aad, outer, fault),
+            let open = |session: &Session, key: Key| {
+                if key.suite.number() != layer.suite || !key.suite.takes(&layer.iv) {
+                    return Err(KeyError::Authentication.into());
+                }
+                at.unwrap(session, key, &layer.iv, aad, outer)
+            };
+            let inner = at.with_key(layer.kek, |key| open(at.session, key)).or_else(|fault| match fault {
+                Fault::Sick(_) => at.second_opinion(layer.kek, open, fault),
                 other => Err(other),
             })?;
             count(&at.link.counters.unwraps);
-            Ok(Zeroizing::new(whole(&output, outer.len() - TAG)?.to_vec()))
+            Ok(inner)
         })
     }
 
@@ -108,6 +120,8 @@ impl Seat {
                 self.leave(&entered);
             }
             drop(entered);
+            // What the module's calls left, and our own copies of what went in and out.
+            burn_stack();
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(Fault::Final(error)) => return Err(error),
@@ -151,11 +165,7 @@ impl Drop for Seat {
 
 impl At<'_> {
     /// Runs `question` with the handle of the KEK; one that is refused is searched for next time.
-    pub fn with_key<T>(
-        &self,
-        kek: KekRef,
-        question: impl FnOnce(ObjectHandle) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+    pub fn with_key<T>(&self, kek: KekRef, question: impl FnOnce(Key) -> Result<T, Fault>) -> Result<T, Fault> {
         let key = match self.link.known_key(&kek, self.entered.generation()) {
             Some(key) => key,
             None => self.search(kek)?,
@@ -167,16 +177,23 @@ impl At<'_> {
         })
     }
 
-    /// The KEK's handle from the token itself.
-    pub fn search(&self, kek: KekRef) -> Result<ObjectHandle, Fault> {
+    /// The KEK from the token itself.
+    pub fn search(&self, kek: KekRef) -> Result<Key, Fault> {
         self.link.forget_key(&kek);
         let found = self.find(kek)?;
         match found[..] {
-            [key] => {
+            [handle] => {
+                let key = Key { handle, suite: self.suite_of(kek, handle)? };
                 self.link.remember_key(kek, self.entered.generation(), key);
                 Ok(key)
             }
-            [] => Err(self.absent(kek)),
+            [] => Err(match self.absent(kek) {
+                // Whoever is not logged in is shown no keys, and the login was made up for meanwhile.
+                Fault::Final(KeyError::NoSuchKey(_)) if !self.find(kek)?.is_empty() => {
+                    Fault::Refused("it did not show a key that it has".to_owned())
+                }
+                fault => fault,
+            }),
             _ => {
                 let message = format!("{} keys on the token are {kek}: remove the foreign ones", found.len());
                 Err(configuration(message).into())
@@ -184,15 +201,24 @@ impl At<'_> {
         }
     }
 
-    /// Every AES key of the token with the KEK's CKA_ID.
+    /// Every secret key of the token with the KEK's CKA_ID.
     pub fn find(&self, kek: KekRef) -> Result<Vec<ObjectHandle>, Fault> {
         count(&self.link.counters.calls);
         Ok(self.session.find_objects(&[
             Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
             Attribute::Token(true),
             Attribute::Id(kek.object_id()),
         ])?)
+    }
+
+    fn suite_of(&self, kek: KekRef, handle: ObjectHandle) -> Result<Suite, Fault> {
+        match self.session.get_attributes(handle, &[AttributeType::KeyType])?[..] {
+            [Attribute::KeyType(key_type)] => Suite::of_key(key_type).ok_or_else(|| {
+                configuration(format!("the key on the token that has the name of {kek} is of no suite: remove it"))
+                    .into()
+            }),
+            _ => Err(Fault::Sick("it does not say of which type a key is".to_owned())),
+        }
     }
 
     /// Why a search found nothing: the key is not there, or the token only seems to answer.
@@ -216,69 +242,37 @@ impl At<'_> {
 
     /// Tells a forged blob from a sick token, which no code does: a fresh secret has to survive the way
     /// through the same KEK, and the blob has to fail again after that.
-    fn second_opinion(
+    fn second_opinion<T>(
         &self,
         kek: KekRef,
-        iv: &[u8; 12],
-        aad: &[u8; 32],
-        outer: &[u8],
+        open: impl Fn(&Session, Key) -> Result<T, Fault>,
         first: Fault,
-    ) -> Result<Output, Fault> {
+    ) -> Result<T, Fault> {
         // A session of its own: the first may be stuck in the operation that failed.
+        self.apart(|at| {
+            let source = at.link.ability()?.iv;
+            // A wrapped KEK is no object that a search finds.
+            let known = self.link.known_key(&kek, self.entered.generation());
+            let found = at.search(kek).or_else(|fault| match (fault, known) {
+                (Fault::Final(KeyError::NoSuchKey(_)), Some(key)) => Ok(key),
+                (fault, _) => Err(fault),
+            });
+            match found.and_then(|key| Ok((key, at.round_trip(key, source)?))) {
+                Ok((key, true)) => open(at.session, key).map_err(|fault| match fault {
+                    Fault::Sick(_) => KeyError::Authentication.into(),
+                    other => other,
+                }),
+                Ok((_, false)) => Err(Fault::Sick("it decrypts to something else than it encrypted".to_owned())),
+                Err(_) => Err(first),
+            }
+        })
+    }
+
+    /// Asks in a session of its own, which ends with the question, whatever the token makes of it.
+    pub fn apart<T>(&self, question: impl FnOnce(&At) -> Result<T, Fault>) -> Result<T, Fault> {
         let session = self.link.open_session(self.entered)?;
-        let at = At { session: &session, ..*self };
-        // A wrapped KEK is no object that a search finds.
-        let known = self.link.known_key(&kek, self.entered.generation());
-        let found = at.search(kek).or_else(|fault| match (fault, known) {
-            (Fault::Final(KeyError::NoSuchKey(_)), Some(key)) => Ok(key),
-            (fault, _) => Err(fault),
-        });
-        let opinion = match found.and_then(|key| Ok((key, at.round_trip(key)?))) {
-            Ok((key, true)) => at.decrypt(&session, key, iv, aad, outer).map_err(|fault| match fault {
-                Fault::Sick(_) => Fault::Final(KeyError::Authentication),
-                other => other,
-            }),
-            Ok((_, false)) => Err(Fault::Sick("it decrypts to something else than it encrypted".to_owned())),
-            Err(_) => Err(first),
-        };
+        let answer = question(&At { session: &session, ..*self });
         let _ = session.close();
-        opinion
+        answer
     }
-
-    /// Whether a fresh secret survives the way through the key.
-    pub fn round_trip(&self, key: ObjectHandle) -> Result<bool, Fault> {
-        let (secret, iv, aad) = (random::<32>(), random(), random());
-        let sealed = self.encrypt(key, &iv, &aad, &secret)?;
-        Ok(self.decrypt(self.session, key, &iv, &aad, whole(&sealed, 32 + TAG)?)?.bytes() == secret)
-    }
-
-    pub fn encrypt(&self, key: ObjectHandle, iv: &[u8; 12], aad: &[u8; 32], data: &[u8]) -> Result<Output, Fault> {
-        count(&self.link.counters.calls);
-        let gcm = Gcm { session: self.session.handle(), key: key.handle(), iv, aad };
-        let output = self.entered.hot().encrypt(gcm, data)?;
-        if output.iv == *iv { Ok(output) } else { Err(Fault::Sick("it used an IV of its own".to_owned())) }
-    }
-
-    /// On the given session, which is of no more use after an error.
-    pub fn decrypt(
-        &self,
-        session: &Session,
-        key: ObjectHandle,
-        iv: &[u8; 12],
-        aad: &[u8; 32],
-        data: &[u8],
-    ) -> Result<Output, Fault> {
-        count(&self.link.counters.calls);
-        let gcm = Gcm { session: session.handle(), key: key.handle(), iv, aad };
-        Ok(self.entered.hot().decrypt(gcm, data)?)
-    }
-}
-
-/// The output, when it has the length it has to have.
-pub fn whole(output: &Output, len: usize) -> Result<&[u8], Fault> {
-    let wrote = output.bytes().len();
-    if wrote == len {
-        return Ok(output.bytes());
-    }
-    Err(Fault::Sick(format!("it wrote {wrote} bytes where AES-GCM writes {len}")))
 }

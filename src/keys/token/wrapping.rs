@@ -7,8 +7,8 @@
 use super::count;
 use super::fault::Fault;
 use super::loaded::InUse;
-use super::seat::{At, Seat, whole};
-use crate::crypto::random;
+use super::seat::{At, Seat};
+use super::suite::{self, Suite};
 use crate::keys::home::{Home, Lodging, WrappedKek};
 use crate::keys::{KekRef, KeyError, configuration};
 use cryptoki::mechanism::Mechanism;
@@ -59,7 +59,7 @@ impl Seat {
             let found =
                 at.session.get_attributes(key, &wanted.iter().map(Attribute::attribute_type).collect::<Vec<_>>())?;
             if wanted.iter().all(|attribute| found.contains(attribute)) {
-                at.link.remember_key(root, at.entered.generation(), key);
+                at.link.remember_key(root, at.entered.generation(), held(key));
                 return Ok(());
             }
             at.session.destroy_object(key)?;
@@ -72,13 +72,14 @@ impl Seat {
         self.climb(|at| {
             at.guards_wrapped_keys()?;
             at.with_key(root, |root_key| {
+                let root_key = root_key.handle;
                 let born = at.session.generate_key(&Mechanism::AesKeyGen, &extractable())?;
                 let blob = at.wrap_out(root_key, born);
                 at.session.destroy_object(born)?;
                 let blob = blob?;
                 let key = at.unwrap_in(at.session, root_key, &blob)?;
-                let iv = random();
-                let confirmation = whole(&at.encrypt(key, &iv, aad, &CONFIRMED)?, CONFIRMED.len() + 16)?.to_vec();
+                let (iv, confirmation) = at.wrap(held(key), at.link.ability()?.iv, aad, &CONFIRMED)?;
+                let iv = iv.try_into().map_err(|_| unfit("its own IVs are too long"))?;
                 let wrapped = WrappedKek { root, blob, iv, confirmation };
                 let confirmed = at.confirms(key, &wrapped, aad);
                 at.session.destroy_object(key)?;
@@ -125,12 +126,11 @@ impl Seat {
             let generation = at.entered.generation();
             let key = match at.link.loaded.find(kek, generation) {
                 Some(key) => key,
-                None => at
-                    .link
-                    .loaded
-                    .load(at, kek, |owner| at.with_key(wrapped.root, |root| at.fetch(owner, root, wrapped, aad)))?,
+                None => at.link.loaded.load(at, kek, |owner| {
+                    at.with_key(wrapped.root, |root| at.fetch(owner, root.handle, wrapped, aad))
+                })?,
             };
-            at.link.remember_key(kek, generation, key.0);
+            at.link.remember_key(kek, generation, held(key.0));
             Ok(key)
         })
     }
@@ -163,13 +163,13 @@ impl At<'_> {
         }
         // A session of its own, since some tokens do not leave an operation that failed.
         let session = self.link.open_session(self.entered)?;
-        let opened = self.decrypt(&session, key, &wrapped.iv, aad, &wrapped.confirmation);
+        let opened = self.unwrap(&session, held(key), &wrapped.iv, aad, &wrapped.confirmation);
         let _ = session.close();
         match opened {
-            Ok(opened) => Ok(opened.bytes() == CONFIRMED),
+            Ok(opened) => Ok(**opened == CONFIRMED),
             // Not what confirms it, if the key does its work.
             Err(Fault::Sick(reason)) => {
-                if self.round_trip(key)? {
+                if self.round_trip(held(key), self.link.ability()?.iv)? {
                     Ok(false)
                 } else {
                     Err(Fault::Sick(reason))
@@ -226,6 +226,9 @@ impl At<'_> {
     }
 
     fn attack(&self) -> Result<(), Fault> {
+        if self.link.ability()?.suite != Suite::TokenGcm {
+            return Err(unfit("it serves no AES-256-GCM"));
+        }
         let session = self.session;
         let root = self.generate_root(&root_key(false)).map_err(lacks("make a root key with an UNWRAP_TEMPLATE"))?;
         let key = session.generate_key(&Mechanism::AesKeyGen, &extractable())?;
@@ -261,6 +264,11 @@ impl At<'_> {
             Some((how, _)) => Err(unfit(&format!("a wrapped key could be {how}"))),
         }
     }
+}
+
+/// A key of suite 1, as all that is wrapped is.
+fn held(handle: ObjectHandle) -> suite::Key {
+    suite::Key { handle, suite: Suite::TokenGcm }
 }
 
 /// What a root key is asked to be, its name and its UNWRAP_TEMPLATE aside.
