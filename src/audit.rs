@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -219,8 +219,10 @@ fn named(event: &str) -> &str {
     }
 }
 
-fn lines(file: &File) -> impl Iterator<Item = io::Result<Vec<u8>>> {
-    BufReader::new(file).split(b'\n')
+fn lines(mut file: &File) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    // Somebody may have read in it before.
+    let failed = file.rewind().err().map(Err);
+    failed.into_iter().chain(BufReader::new(file).split(b'\n'))
 }
 
 /// A line that is being written is read the next time.
