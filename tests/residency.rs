@@ -15,7 +15,7 @@ use second::Second;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
-use token::{MODULE, Token, context, eventually, isolated};
+use token::{SOFTHSM, Token, context, eventually, isolated};
 use vaultfs::keys::{Home, KekRef, KeyError, Lodging, Patience, WrappedKek};
 use vaultfs::vault::{Caller, Options, Residency, Result, Vault};
 use world::{Dying, World, errno, open, read, set_pair};
@@ -332,7 +332,7 @@ fn a_wrapped_kek_cannot_be_unwrapped_as_a_readable_key() {
         keyring.create_root(root).unwrap();
         let blob = keyring.create_wrapped_kek(KekRef::fresh(), root, pair("a")).unwrap().blob;
         // What somebody with the PIN and a copy of the records can do; the keyring has logged the process in.
-        let pkcs11 = Pkcs11::new(MODULE).unwrap();
+        let pkcs11 = Pkcs11::new(SOFTHSM).unwrap();
         let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
         let session = pkcs11.open_rw_session(slot).unwrap();
         let id = [&root.id[..], &root.version.to_be_bytes()].concat();

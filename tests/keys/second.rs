@@ -1,6 +1,6 @@
 //! A second SoftHSM token beside the test's own, reached through a module of its own: one that an organization brings.
 
-use super::token::MODULE;
+use super::token::SOFTHSM;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -30,10 +30,10 @@ impl Second {
         let files = tokens(home).difference(&before).next().unwrap().clone();
         let module = match apart {
             true => home.join(format!("{label}.so")),
-            false => PathBuf::from(MODULE),
+            false => PathBuf::from(SOFTHSM),
         };
         if apart {
-            std::fs::copy(MODULE, &module).unwrap();
+            std::fs::copy(SOFTHSM, &module).unwrap();
         }
         let (away, pin_file) = (home.join(format!("{label}-away")), home.join(format!("{label}-pin")));
         let second = Second { label, pin, files, away, module, pin_file };
@@ -69,7 +69,7 @@ impl Second {
 
     /// Keys that a new process sees on it.
     pub fn keys(&self) -> usize {
-        let tool = ["--module", MODULE, "--token-label", &self.label, "--login", "--pin", &self.pin];
+        let tool = ["--module", SOFTHSM, "--token-label", &self.label, "--login", "--pin", &self.pin];
         let list = ["--list-objects", "--type", "secrkey"];
         let listed = Command::new("pkcs11-tool").args(tool).args(list).output().unwrap();
         assert!(listed.status.success(), "{listed:?}");
