@@ -175,9 +175,8 @@ impl Vault {
             return changed.unwrap_or(Err(Error::NotFound));
         };
         let mut node = (*node).clone();
-        if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
-            return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
-        }
+        let refusal = Error::ReadOnly("tombstones can be restored or purged, nothing else");
+        self.check_no_tombstone(ino, &node, || self.handles.lock().is_open(ino), refusal)?;
         let mut attributes = self.attributes_in(&tx, ino, &node)?.map_or_else(Attributes::default, |a| (*a).clone());
         change(&mut node, &mut attributes)?;
         put_attributes(&mut tx, ino, node, attributes);

@@ -186,11 +186,7 @@ impl Vault {
                 Error::Invalid("not a regular file")
             });
         }
-        // Asked only now: who deletes a file says that the kernel knows it before the file is a tombstone.
-        if node.grave.is_some() && !is_open() && !self.is_known(ino) {
-            return Err(Error::Denied("deleted: restore it to read it"));
-        }
-        Ok(())
+        self.check_no_tombstone(ino, &node, is_open, Error::Denied("deleted: restore it to read it"))
     }
 
     /// Whether somebody has the file open for writing: the kernel may hold data of it that the vault has not seen.
@@ -453,9 +449,8 @@ impl Vault {
             return changed.unwrap_or(Err(Error::NotFound));
         };
         let mut node = (*node).clone();
-        if node.grave.is_some() && !self.handles.lock().is_open(ino) && !self.is_known(ino) {
-            return Err(Error::ReadOnly("tombstones can be restored or purged, nothing else"));
-        }
+        let refusal = Error::ReadOnly("tombstones can be restored or purged, nothing else");
+        self.check_no_tombstone(ino, &node, || self.handles.lock().is_open(ino), refusal)?;
         let takes_set_ids = !node.kind.is_directory() && set_ids(caller, &node) != 0;
         if set.changes_nothing() && !set.written && !caller.owns(&node) && takes_set_ids {
             // Where somebody may be about to write, the write itself sees to it.
@@ -487,10 +482,9 @@ impl Vault {
         match node.object() {
             None if node.kind.is_directory() => return Err(Error::IsADirectory),
             None => return Err(Error::Invalid("not a regular file")),
-            Some(_) if node.grave.is_some() && file.is_none() && !self.is_known(ino) => {
-                return Err(Error::Denied("deleted: restore it first"));
+            Some(_) => {
+                self.check_no_tombstone(ino, &node, || file.is_some(), Error::Denied("deleted: restore it first"))?
             }
-            Some(_) => {}
         }
         let strip = stripped(caller, &node);
         if size == node.size {

@@ -235,6 +235,7 @@ impl Vault {
         self.count_one(&mut tx, org, size)?;
         self.audit_object(&mut tx, caller, "object.restored", org, id);
         self.finish(tx);
+        self.known_as_file(grave.ino);
         Ok(())
     }
 

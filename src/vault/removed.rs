@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub struct Removed {
     others: Arc<Mutex<HashMap<Ino, Last>>>,
     files: Arc<Mutex<HashSet<Ino>>>,
+    /// What the kernel has found by a tombstone's name.
+    tombstones: Mutex<HashSet<Ino>>,
 }
 
 /// An inode as it was when it lost its last name, and as it was changed since.
@@ -35,6 +37,7 @@ impl Vault {
             return self.versions.forget(ino, times);
         }
         self.removed.others.lock().remove(&ino);
+        self.removed.tombstones.lock().remove(&ino);
         if self.removed.files.lock().remove(&ino) {
             // If it fails, the next mount ends it.
             let _ = self.end_forgotten(ino);
@@ -57,6 +60,28 @@ impl Vault {
     /// From now on the kernel knows this file as a tombstone.
     pub(super) fn known_as_tombstone(&self, ino: Ino) {
         self.removed.files.lock().remove(&ino);
+        self.removed.tombstones.lock().insert(ino);
+    }
+
+    /// It is no tombstone any more.
+    pub(super) fn known_as_file(&self, ino: Ino) {
+        self.removed.tombstones.lock().remove(&ino);
+    }
+
+    /// Refuses a tombstone to whoever found it as one. Who found the file just before a command or a service deleted it
+    /// has to look for its name again, as on a local file system; who had it open or knew it goes on.
+    pub(super) fn check_no_tombstone(
+        &self,
+        ino: Ino,
+        node: &Node,
+        is_open: impl Fn() -> bool,
+        refusal: Error,
+    ) -> Result<()> {
+        // Asked only now: who deletes a file says that the kernel knows it before the file is a tombstone.
+        if node.grave.is_none() || is_open() || self.is_known(ino) {
+            return Ok(());
+        }
+        Err(if self.removed.tombstones.lock().contains(&ino) { refusal } else { Error::Stale("the file is gone") })
     }
 
     fn end_forgotten(&self, ino: Ino) -> Result<()> {

@@ -101,6 +101,30 @@ fn a_storm_in_writeback_mode_loses_no_object_and_leaves_no_key() {
     leaves_a_sound_vault(&["-o", "writeback"]);
 }
 
+/// Services put, delete and restore the same names meanwhile.
+#[test]
+fn a_storm_beside_commands_loses_no_object_and_leaves_no_key() {
+    let vault = Vault::up();
+    vault.org("a");
+    thread::scope(|scope| {
+        let stormed = scope.spawn(|| (0..3).for_each(|seed| storm(&vault, seed, &AtomicBool::new(false))));
+        let mut dice = Dice::new(7);
+        while !stormed.is_finished() {
+            let object = format!("a/f{}", dice.between(0, NAMES - 1));
+            let done = match dice.between(0, 2) {
+                0 => vault.command(&["object", "delete", &object]),
+                _ => vault.command_with(&["object", "put", &object], b"put by a service"),
+            };
+            // Not found, or under two names just then.
+            assert!([0, 1, 3, 7].contains(&done.code), "{}", done.err);
+        }
+        stormed.join().unwrap();
+    });
+    vault.command(&["fsck"]).good();
+    vault.remount();
+    vault.command(&["fsck"]).good();
+}
+
 #[test]
 fn a_daemon_killed_in_a_storm_leaves_a_sound_vault() {
     let vault = Vault::up();
