@@ -90,8 +90,8 @@ impl Pace {
     }
 }
 
-/// An answer in JSON whose memory counts until the client has taken it.
-pub fn answer(value: &impl Serialize, held: Held) -> Response {
+/// An answer in JSON, of about so many bytes, whose memory counts until the client has taken it.
+pub fn answer(value: &impl Serialize, about: usize, held: Held) -> Response {
     struct Kept {
         text: Vec<u8>,
         _held: Held,
@@ -101,7 +101,8 @@ pub fn answer(value: &impl Serialize, held: Held) -> Response {
             &self.text
         }
     }
-    let text = serde_json::to_vec(value).expect("plain data");
+    let mut text = Vec::with_capacity(about);
+    serde_json::to_writer(&mut text, value).expect("plain data");
     let body = Bytes::from_owner(Kept { text, _held: held });
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
@@ -164,7 +165,7 @@ mod tests {
     #[tokio::test]
     async fn the_memory_of_an_answer_is_given_back_when_it_is_taken() {
         let room = Room::default();
-        let answer = answer(&"text", room.hold(5 * UNIT).await.unwrap());
+        let answer = answer(&"text", 6, room.hold(5 * UNIT).await.unwrap());
         assert_eq!(room.memory.available_permits(), ALL / UNIT - 5);
         let mut body = answer.into_body();
         let piece = stream::next(&mut body).await.unwrap().unwrap();

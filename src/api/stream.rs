@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 /// Pieces that wait for a slow reader. A piece has at most 1 MiB.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 /// The trailer that says why a value ends before its end, for a client that sent `TE: trailers`.
 const TRAILER: &str = "vault-problem";
 

@@ -192,7 +192,9 @@ fn in_json(api: &Api, ((id, info), version): Found, wanted: Option<Encoding>, he
         },
     };
     let VaultObject { id, name, metadata } = api.object(info);
-    Ok(body::answer(&Value { id, name, value, encoding, metadata }, held))
+    // A little for the metadata; where much has to be escaped it grows.
+    let about = value.len() + value.len() / 16 + 1024;
+    Ok(body::answer(&Value { id, name, value, encoding, metadata }, about, held))
 }
 
 /// Streams a value. It is checked block by block, so a problem may come after its beginning.

@@ -280,7 +280,7 @@ impl Vault {
         let old_node = less_a_link(&*tx.need::<Node>(old)?);
         let id = old_node.object().ok_or(Error::Invalid("not a regular file"))?;
         self.succeed(tx, open, caller, rewraps, (id, old, &old_node), new)?;
-        let stays = self.stays(tx, open, caller, old);
+        let stays = self.stays(tx, open, caller, old) || self.stays_for_a_moment(tx, old);
         self.remove_node(tx, old, &old_node, stays)?;
         if !stays {
             self.destroy_unneeded(tx, old, id)?;

@@ -96,6 +96,7 @@ impl Vault {
         input: &mut dyn Read,
     ) -> Result<ObjectInfo> {
         self.check_writable_folder(folder)?;
+        self.end_moments();
         let (ino, handle) = self.make_nameless(caller, folder, name, context)?;
         let filled = self.fill(caller, handle, input);
         let install = |rewraps: &Rewraps| self.install(caller, rewraps, ino, (folder, name), standing, if_version);

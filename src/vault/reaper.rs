@@ -28,6 +28,7 @@ pub fn run(vault: Weak<Vault>) {
             Ok(next) => place = next,
             Err(error) => vault.report(&format!("versions were not reaped: {error}")),
         }
+        vault.end_moments();
         if let Err(error) = vault.store_access_times() {
             vault.report(&format!("times of access were not stored: {error}"));
         }

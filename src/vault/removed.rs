@@ -12,13 +12,17 @@ use super::records::Tx;
 use super::row::{Attributes, Node};
 use super::time::Time;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 #[derive(Default)]
 pub struct Removed {
     others: Arc<Mutex<HashMap<Ino, Last>>>,
     files: Arc<Mutex<HashSet<Ino>>>,
+    /// Those among them that a service replaced, oldest first: the kernel may never have heard of them, and then never
+    /// says that it forgets them.
+    lately: Arc<Mutex<VecDeque<(Instant, Ino)>>>,
     /// What the kernel has found by a tombstone's name.
     tombstones: Mutex<HashSet<Ino>>,
 }
@@ -30,7 +34,39 @@ pub struct Last {
     pub attributes: Attributes,
 }
 
+/// How long a file that a service replaced can still be opened by whoever found its name just before. The kernel looks
+/// again once, which is not enough where values follow one another as fast as that.
+const MOMENT: Duration = Duration::from_secs(2);
+const LATELY_MAX: usize = 4096;
+
 impl Vault {
+    /// Whether a file that a service replaces goes on for a moment: with a mount, whose kernel may be about to open it.
+    pub(super) fn stays_for_a_moment(&self, tx: &mut Tx, ino: Ino) -> bool {
+        let mounted = self.changed.read().is_some();
+        if mounted {
+            self.remember_file(tx, ino);
+            let lately = self.removed.lately.clone();
+            tx.count(move || lately.lock().push_back((Instant::now(), ino)));
+        }
+        mounted
+    }
+
+    /// Ends what was replaced longer ago than a moment, and what is too much of it.
+    pub(super) fn end_moments(&self) {
+        loop {
+            let next = {
+                let mut lately = self.removed.lately.lock();
+                let over = lately.front().is_some_and(|(since, _)| since.elapsed() >= MOMENT);
+                if over || lately.len() > LATELY_MAX { lately.pop_front() } else { None }
+            };
+            let Some((_, ino)) = next else { return };
+            if self.removed.files.lock().remove(&ino) {
+                // If it fails, the next mount ends it.
+                let _ = self.end_forgotten(ino);
+            }
+        }
+    }
+
     /// The kernel knows this inode no more.
     pub fn forget(&self, ino: Ino, times: u64) {
         if ino.is_in_versions() {

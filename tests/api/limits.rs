@@ -217,7 +217,7 @@ fn answers_that_nobody_reads_take_bounded_memory_and_end() {
             service.key
         )
     };
-    let unread: Vec<_> = (0..200)
+    let unread: Vec<_> = (0..400)
         .map(|n| {
             let mut stream = service.connect();
             let accept = if n % 2 == 0 { "application/json" } else { "application/octet-stream" };
@@ -235,6 +235,7 @@ fn answers_that_nobody_reads_take_bounded_memory_and_end() {
         answer.status == 200
     });
     assert!(answered);
-    assert!(most < before + 600, "{most} MiB after {before} MiB");
+    // 256 MiB of JSON and as much again while it is made, 64 raw values with a few pieces of 1 MiB; 2.8 GiB without a bound.
+    assert!(most < before + 1200, "{most} MiB after {before} MiB");
     drop(unread);
 }
