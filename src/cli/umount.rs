@@ -97,11 +97,15 @@ fn wait_for(pid: u32, mount: &Mount) {
     }
 }
 
-/// Whether a process is there and not only waits for its parent to take notice.
+/// Whether a process is there and not only waits for its parent to take notice. What it holds, such as the lock, is free
+/// when the last of its threads has ended; the first one may have ended long before.
 fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state stands after the command's name, which may hold anything, in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, after)| !after.starts_with(['Z', 'X']))
+    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state stands after the command's name, which may hold anything, in parentheses.
+        stat.rsplit_once(") ").is_some_and(|(_, after)| !after.starts_with(['Z', 'X']))
+    })
 }
 
 #[cfg(test)]

@@ -406,10 +406,13 @@ fn module() -> &'static str {
     places.into_iter().find(|path| Path::new(path).exists()).expect("libsofthsm2.so is missing: run scripts/packages")
 }
 
-/// Whether a process is there and no zombie.
+/// Whether any thread of a process is left: its lock is free when the last has ended, not the first.
 fn runs(pid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/stat"));
-    status.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, after)| !after.starts_with(['Z', 'X']))
+    })
 }
 
 fn signal(pid: u32, signal: i32) {
