@@ -53,7 +53,7 @@ pub struct Api {
 
 impl Api {
     pub fn new(vault: Arc<Vault>, audit: Arc<Audit>, owner: u32, daemon: Option<shape::Daemon>) -> Arc<Self> {
-        let vault_id = vault.status().vault;
+        let vault_id = vault.id().to_string();
         Arc::new(Api {
             vault,
             vault_id,
@@ -139,6 +139,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/organizations/{organization}/move", post(keys::relocate))
         .route("/keys", get(keys::list))
         .route("/keys/check", get(keys::check))
+        .route("/keys/migrate", post(keys::migrate))
         .route("/keys/pin", post(keys::set_pin))
         .route("/keys/rotations", get(keys::rotations))
         .route("/keys/rotate", post(keys::rotate_all))

@@ -25,6 +25,7 @@ mod inventory;
 mod kek;
 mod listing;
 mod locking;
+mod migration;
 mod object;
 mod opening;
 mod organization;
@@ -65,7 +66,7 @@ pub use settings::{Settings, parse_duration};
 pub use time::Time;
 pub use types::*;
 
-use crate::keys::{Keyring, TokenUri};
+use crate::keys::Keyring;
 use crate::store::{Disk, Reserve, Segments, StateLock, Statistics};
 use apikey::ApiKeys;
 use content::Contents;
@@ -102,7 +103,6 @@ pub struct Vault {
     settings: Settings,
     owner: (u32, u32),
     show_hidden: bool,
-    token_uri: TokenUri,
     keyring: Keyring,
     /// As it stands in the state directory.
     header: Mutex<Header>,
@@ -121,6 +121,10 @@ pub struct Vault {
     versions: Versions,
     /// Held while a KEK is made, so that no pair gets two.
     making_keks: Mutex<()>,
+    /// Held for reading from the choice of a token until an intent names it: meanwhile the vault begins no move.
+    homing: RwLock<()>,
+    /// Which organizations have tokens of their own, as far as that was asked.
+    own_tokens: tokens::OwnTokens,
     /// Held while KEKs are destroyed and what they opened is removed.
     ending: Mutex<()>,
     rotations: rotation::Rotations,
@@ -231,7 +235,7 @@ impl Vault {
             format: FORMAT,
             state_directory: self.state.display().to_string(),
             token: TokenInfo {
-                uri: self.token_uri.to_string(),
+                uri: self.keyring.place().uri.to_string(),
                 label: token.label,
                 state: token.state.to_owned(),
                 suite: token.suite,
@@ -241,6 +245,8 @@ impl Vault {
                 cached_keys: token.cached as u64,
                 last_error: token.last_error,
             },
+            own_tokens: self.own_token_states(),
+            migration: self.migration(),
             organizations: living.len() as u64,
             objects: sum(|r| r.objects),
             bytes: at_most(bytes),

@@ -41,6 +41,7 @@ fn every_command_has_help() {
         "key show",
         "key revoke",
         "key check",
+        "key migrate",
         "key set-pin",
         "object",
         "object list",

@@ -42,6 +42,8 @@ mod locking;
 mod logging;
 #[path = "mount/memory.rs"]
 mod memory;
+#[path = "mount/migration.rs"]
+mod migration;
 #[path = "mount/opening.rs"]
 mod opening;
 #[path = "mount/organizations.rs"]

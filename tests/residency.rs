@@ -291,13 +291,13 @@ fn a_changed_or_exchanged_wrapped_kek_does_not_authenticate() {
         let keyring = token.open();
         let (root, a, b) = (KekRef::fresh(), KekRef::fresh(), KekRef::fresh());
         keyring.create_root(root).unwrap();
-        let of_a = keyring.create_wrapped_kek(a, root, pair("a")).unwrap();
-        let of_b = keyring.create_wrapped_kek(b, root, pair("b")).unwrap();
+        let of_a = keyring.create_wrapped_kek(0, a, root, pair("a")).unwrap();
+        let of_b = keyring.create_wrapped_kek(0, b, root, pair("b")).unwrap();
         let dek = keyring.fresh(1, &[a], &context("a"), Patience::Wait).unwrap();
         drop(keyring);
         let open_with = |wrapped: &WrappedKek, organization: &str| {
             let keyring = token.open();
-            let lodging = Lodging { home: Home::Wrapped(wrapped.clone()), pair: pair(organization) };
+            let lodging = Lodging { home: Home::Wrapped(0, wrapped.clone()), pair: pair(organization) };
             keyring.ask_for_homes(Box::new(move |_, _| Some(lodging.clone())));
             let opened = keyring.unwrap(1, &dek.wrapped, &context("a"), Patience::Wait);
             assert_eq!(keyring.status().calls.recoveries, 0, "a forgery is no reason to start the module over");
@@ -330,7 +330,7 @@ fn a_wrapped_kek_cannot_be_unwrapped_as_a_readable_key() {
         let keyring = token.open();
         let root = KekRef::fresh();
         keyring.create_root(root).unwrap();
-        let blob = keyring.create_wrapped_kek(KekRef::fresh(), root, pair("a")).unwrap().blob;
+        let blob = keyring.create_wrapped_kek(0, KekRef::fresh(), root, pair("a")).unwrap().blob;
         // What somebody with the PIN and a copy of the records can do; the keyring has logged the process in.
         let pkcs11 = Pkcs11::new(SOFTHSM).unwrap();
         let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];

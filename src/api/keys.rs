@@ -5,7 +5,7 @@ use super::body;
 use super::openapi::Refusals;
 use super::organizations::residency;
 use super::percent::Query;
-use super::shape::{KeyMove, KeyPair, List, NewPin};
+use super::shape::{KeyMove, KeyPair, List, NewPin, NewToken};
 use super::{Api, Problem, segment};
 use crate::vault::{KekInfo, Permission, RotationInfo, TokenCheck};
 use axum::body::Body;
@@ -129,6 +129,20 @@ pub async fn check(State(api): State<Arc<Api>>, Extension(who): Who, uri: Uri) -
     .await
 }
 
+#[utoipa::path(post, path = "/keys/migrate", tag = "operation",
+    description = "Begins to move the vault to another token: `/status` shows how far it is. Only on the machine itself.",
+    request_body = NewToken, responses((status = 202), Refusals))]
+pub async fn migrate(State(api): State<Arc<Api>>, Extension(who): Who, body: Body) -> Result<StatusCode, Problem> {
+    let new: NewToken = body::read(&api.room, body).await?.parse()?;
+    api.run(move |api| {
+        who.may_in_vault(api, Permission::Admin)?;
+        who.may_name_tokens(api)?;
+        is_readable(api, &new.pin_source)?;
+        Ok(api.vault.migrate(&who.caller, &new.token, &new.pin_source).map(|()| StatusCode::ACCEPTED)?)
+    })
+    .await
+}
+
 #[utoipa::path(post, path = "/keys/pin", tag = "operation",
     description = "Gives the token the PIN that the daemon reads from this source, now and at every start from then on.",
     request_body = NewPin, responses((status = 204), Refusals))]
@@ -136,14 +150,20 @@ pub async fn set_pin(State(api): State<Arc<Api>>, Extension(who): Who, body: Bod
     let new: NewPin = body::read(&api.room, body).await?.parse()?;
     api.run(move |api| {
         who.may_in_vault(api, Permission::Admin)?;
-        if api.daemon.is_some() && !["file:", "credential:"].iter().any(|kind| new.pin_source.starts_with(kind)) {
-            return Err(Problem::invalid(
-                "the daemon reads the new PIN itself, and at every start: name a file: or a credential: that it can read",
-            ));
-        }
+        is_readable(api, &new.pin_source)?;
         Ok(api.vault.set_pin(&who.caller, &new.pin_source).map(|()| StatusCode::NO_CONTENT)?)
     })
     .await
+}
+
+/// Refuses what a daemon cannot read.
+fn is_readable(api: &Api, pin_source: &str) -> Result<(), Problem> {
+    if api.daemon.is_some() && !["file:", "credential:"].iter().any(|kind| pin_source.starts_with(kind)) {
+        return Err(Problem::invalid(
+            "the daemon reads the new PIN itself, and at every start: name a file: or a credential: that it can read",
+        ));
+    }
+    Ok(())
 }
 
 fn organization(uri: &Uri) -> Result<String, Problem> {

@@ -3,7 +3,7 @@
 use super::access::Who;
 use super::openapi::Refusals;
 use super::{Api, Problem};
-use crate::vault::Permission;
+use crate::vault::{Permission, Status};
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
@@ -61,6 +61,24 @@ pub async fn metrics(State(api): State<Arc<Api>>, Extension(who): Who) -> Result
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }
 
+/// The tokens of organizations' own that were asked since the vault was opened. A URI has no quote and no backslash.
+fn own_tokens(text: &mut String, status: &Status) {
+    for (name, help, state) in [
+        ("up", "1 while the organization's own token serves.", "active"),
+        ("pin_refused", "1 once the organization's own token has refused the PIN.", "pin refused"),
+    ] {
+        let name = format!("vaultfs_organization_token_{name}");
+        writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge").expect("a string takes everything");
+        for token in status.own_tokens.iter().filter(|token| token.state != "not asked") {
+            for organization in &token.organizations {
+                let (id, uri, value) = (&organization.id, &token.uri, u64::from(token.state == state));
+                writeln!(text, "{name}{{organization=\"{id}\",token=\"{uri}\"}} {value}")
+                    .expect("a string takes everything");
+            }
+        }
+    }
+}
+
 fn text(api: &Api) -> String {
     let status = api.vault.status();
     let mut text = String::new();
@@ -86,6 +104,7 @@ fn text(api: &Api) -> String {
     line("token_recoveries_total", "counter", "Times the token's module was started over.", status.token.recoveries);
     line("token_calls_total", "counter", "Calls of the token.", status.token.calls);
     line("token_keys_cached", "gauge", "Keys in memory.", status.token.cached_keys);
+    own_tokens(&mut text, &status);
     let mut requests = |kind: &str, unit: &str, value: &dyn Fn(&Counted) -> String| {
         writeln!(text, "# TYPE vaultfs_{kind} counter").expect("a string takes everything");
         for ((method, status), counted) in &*api.requests.0.lock() {

@@ -78,7 +78,7 @@ pub enum Refusals {
         datakeys::create, datakeys::decrypt, datakeys::rekey,
         organizations::list, organizations::create, organizations::show, organizations::by_external_id,
         organizations::change, organizations::delete, organizations::lock, organizations::unlock,
-        keys::list, keys::check, keys::set_pin, keys::rotations, keys::rotate_all, keys::rotate_root, keys::rotate,
+        keys::list, keys::check, keys::migrate, keys::set_pin, keys::rotations, keys::rotate_all, keys::rotate_root, keys::rotate,
         keys::relocate, keys::revoke,
         tombstones::list, tombstones::restore, tombstones::purge,
         apikeys::list, apikeys::create, apikeys::revoke,

@@ -187,6 +187,14 @@ pub struct KeyPair {
     pub value: String,
 }
 
+/// Where a vault moves: the body of `POST /keys/migrate`, which no API key may send.
+#[derive(Serialize, Deserialize, Debug, ToSchema)]
+pub struct NewToken {
+    /// A pkcs11: URI.
+    pub token: String,
+    pub pin_source: String,
+}
+
 /// Where a PIN is read: the body of `POST /keys/pin`.
 #[derive(Serialize, Deserialize, Debug, ToSchema)]
 pub struct NewPin {

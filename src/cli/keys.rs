@@ -6,10 +6,10 @@ use super::exit::Failure;
 use super::output::{fields, print, print_json, shown, table};
 use super::place;
 use crate::api::percent::encode;
-use crate::api::shape::{KeyMove, KeyPair, List, NewPin};
+use crate::api::shape::{KeyMove, KeyPair, List, NewPin, NewToken, Status};
 use crate::api::{Code, Problem};
 use crate::daemon::process;
-use crate::vault::{KekInfo, Outcome, RotationInfo, TokenCheck, Vault};
+use crate::vault::{KekInfo, MigrationInfo, Outcome, RotationInfo, TokenCheck, Vault};
 use axum::http::Method;
 use clap::Subcommand;
 use std::io::IsTerminal;
@@ -43,6 +43,20 @@ pub enum Key {
         /// Where the PIN of that token is read: file:PATH, credential:NAME
         #[arg(long, value_name = "SOURCE")]
         pin_source: Option<String>,
+    },
+    /// Move the vault to another token: every key gets a new version there, and the old one is not needed any more at the end
+    #[command(
+        after_help = "Values are not rewritten, reads and writes go on, and what is cut short goes on at the next mount. Both \
+        tokens are needed until the end. Organizations with tokens of their own stay there. Repeat the command to follow it, or with \
+        another source of the PIN."
+    )]
+    Migrate {
+        /// The token that shall hold the keys, as in pkcs11:token=new?module-path=…
+        #[arg(long, value_name = "PKCS11-URI")]
+        token: String,
+        /// Where its PIN is read from then on: file:PATH, credential:NAME; without a daemon also prompt or fd:N
+        #[arg(long, value_name = "SOURCE")]
+        pin_source: String,
     },
     /// Try what a token does and what it lets others do: mechanisms, attacks on scratch keys, latency
     #[command(after_help = "Exit code 5 when the token serves no suite, or an attack succeeds.")]
@@ -114,6 +128,10 @@ impl Key {
                 client.order(&route, &body).map_err(|f| f.about(&organization))?;
                 follow(client, Some(&organization), global)
             }
+            Key::Migrate { token, pin_source } => {
+                client.order("/keys/migrate", &NewToken { token, pin_source: absolute(pin_source)? })?;
+                follow_migration(client, global)
+            }
             Key::Check { organization, .. } => {
                 let which = organization.map(|o| format!("?organization={}", encode(o.as_bytes()))).unwrap_or_default();
                 report(&client.ask(Method::GET, &format!("/keys/check{which}"))?, global)
@@ -144,6 +162,56 @@ fn follow(client: &mut Client, organization: Option<&str>, global: &Global) -> R
             return Ok(());
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits until the vault is on its new token, and says what that means. A daemon goes on with it when nobody waits.
+fn follow_migration(client: &mut Client, global: &Global) -> Result<(), Failure> {
+    let bar = std::io::stderr().is_terminal() && !global.json;
+    let mut seen: Option<MigrationInfo> = None;
+    loop {
+        let status: Status = client.ask(Method::GET, "/status")?;
+        let Some(now) = status.vault.migration else {
+            if bar {
+                eprint!("\r\x1b[K");
+            }
+            let token = status.vault.token.uri;
+            if global.json {
+                return print_json(&serde_json::json!({ "token": token }));
+            }
+            let left = seen.map(|seen| {
+                format!(
+                    "{}: no key of this vault's is there any more, but those of organizations that brought it",
+                    seen.from
+                )
+            });
+            let mut lines = vec![("token", shown(&token))];
+            lines.extend(left.map(|left| ("left", left)));
+            lines.push((
+                "next mount",
+                "reads token and PIN source from the vault: drop --token and --pin-source of a unit or fstab".into(),
+            ));
+            return print(&fields(&lines));
+        };
+        let waits = seen.as_ref().and_then(|seen| seen.waits.clone());
+        if bar {
+            eprint!("\r{}\x1b[K", progress(&[as_rotation(&now)]));
+        } else if let Some(why) = now.waits.as_ref().filter(|why| Some(*why) != waits.as_ref()) {
+            eprintln!("waits: {why}");
+        }
+        seen = Some(now);
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn as_rotation(migration: &MigrationInfo) -> RotationInfo {
+    RotationInfo {
+        organization: String::new(),
+        organization_id: String::new(),
+        done: migration.done,
+        total: migration.total,
+        milliseconds: migration.milliseconds,
+        error: migration.waits.clone(),
     }
 }
 

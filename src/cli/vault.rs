@@ -68,6 +68,19 @@ pub fn status(global: &Global) -> Result<(), Failure> {
         ("bytes pending", vault.pending_bytes.to_string()),
         ("writing", vault.writing.clone()),
     ];
+    for own in &vault.own_tokens {
+        let names: Vec<_> = own.organizations.iter().map(|organization| shown(&organization.name)).collect();
+        let error =
+            own.last_error.as_ref().filter(|_| own.state != "active").map(|e| format!(": {e}")).unwrap_or_default();
+        lines.push(("own token", format!("{} of {} ({}){error}", shown(&own.uri), names.join(", "), own.state)));
+    }
+    if let Some(migration) = &vault.migration {
+        let to = format!("{} from {} ({})", shown(&migration.to), shown(&migration.from), migration.stage);
+        lines.push(("moves to", to));
+        if let Some(waits) = &migration.waits {
+            lines.push(("waits", waits.clone()));
+        }
+    }
     if let Some(address) = listens {
         lines.insert(3, ("listens on", address));
     }

@@ -30,12 +30,48 @@ pub struct TokenPlace {
     pub pin: PinSource,
 }
 
-/// Where one version of a KEK is.
+/// Where one version of a KEK is. The vault's tokens are numbered in the order in which it had them, the first is 0.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(from = "StoredHome", into = "StoredHome")]
 pub enum Home {
+    Token(u32),
+    /// Under a root key on this token.
+    Wrapped(u32, WrappedKek),
+    External(Box<TokenPlace>),
+}
+
+/// As homes were stored before vaults could move to another token; what the first one holds is still.
+#[derive(Serialize, Deserialize)]
+enum StoredHome {
     Token,
     Wrapped(WrappedKek),
     External(Box<TokenPlace>),
+    OnToken(u32),
+    WrappedOn(u32, WrappedKek),
+}
+
+impl From<StoredHome> for Home {
+    fn from(stored: StoredHome) -> Home {
+        match stored {
+            StoredHome::Token => Home::Token(0),
+            StoredHome::Wrapped(wrapped) => Home::Wrapped(0, wrapped),
+            StoredHome::External(place) => Home::External(place),
+            StoredHome::OnToken(number) => Home::Token(number),
+            StoredHome::WrappedOn(number, wrapped) => Home::Wrapped(number, wrapped),
+        }
+    }
+}
+
+impl From<Home> for StoredHome {
+    fn from(home: Home) -> StoredHome {
+        match home {
+            Home::Token(0) => StoredHome::Token,
+            Home::Wrapped(0, wrapped) => StoredHome::Wrapped(wrapped),
+            Home::External(place) => StoredHome::External(place),
+            Home::Token(number) => StoredHome::OnToken(number),
+            Home::Wrapped(number, wrapped) => StoredHome::WrappedOn(number, wrapped),
+        }
+    }
 }
 
 /// A KEK under a root key (AES Key Wrap, RFC 3394), and what confirms that it is the right one: 32 zero bytes under it,
@@ -55,9 +91,17 @@ pub struct WrappedKek {
 impl Home {
     pub fn residency(&self) -> Residency {
         match self {
-            Home::Token => Residency::Token,
-            Home::Wrapped(_) => Residency::Wrapped,
+            Home::Token(_) => Residency::Token,
+            Home::Wrapped(..) => Residency::Wrapped,
             Home::External(place) => Residency::External(place.clone()),
+        }
+    }
+
+    /// Which of the vault's own tokens it needs; none for an organization's own.
+    pub fn number(&self) -> Option<u32> {
+        match self {
+            Home::Token(number) | Home::Wrapped(number, _) => Some(*number),
+            Home::External(_) => None,
         }
     }
 }
@@ -139,5 +183,22 @@ impl Homes {
         let found = Arc::new((self.look_up.read().as_ref()?)(organization, kek)?);
         self.known.insert(kek, found.clone());
         Some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_first_token_holds_is_stored_as_ever() {
+        assert_eq!(postcard::to_stdvec(&Home::Token(0)).unwrap(), [0]);
+        assert_eq!(postcard::to_stdvec(&Home::Token(2)).unwrap(), [3, 2]);
+        let wrapped = WrappedKek { root: KekRef::fresh(), blob: vec![1; 40], iv: [2; 12], confirmation: vec![3; 48] };
+        for (home, variant) in [(Home::Wrapped(0, wrapped.clone()), 1), (Home::Wrapped(7, wrapped), 4)] {
+            let stored = postcard::to_stdvec(&home).unwrap();
+            assert_eq!(stored[0], variant);
+            assert_eq!(postcard::from_bytes::<Home>(&stored).unwrap(), home);
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! The keyring: KEKs by name, DEKs opened and made, with the token asked as seldom as can be.
 
 use super::cache::{Cache, CacheLimits, Claim};
-use super::configuration;
 use super::flight::Flights;
 use super::home::{Home, Homes, Lodging, LookUp, TokenPlace, WrappedKek};
 use super::pool::{Order, Pool, Recipe};
 use super::token::{Key, Seat, Token};
 use super::{KekRef, KekState, KeyError, Patience, PinSource};
 use super::{TokenCheck, TokenStatus, TokenUri, WrapLayer, WrappedDek};
+use super::{configuration, unavailable};
 use crate::crypto::{LockedKey, context_digest, kek_aad, random, wrap_aad};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -43,13 +43,28 @@ pub struct FreshDek {
 pub struct Keyring {
     memory: Arc<Memory>,
     flights: Flights,
-    token: Arc<Token>,
-    /// Tokens of organizations' own.
-    others: Mutex<HashMap<TokenPlace, Arc<Token>>>,
+    own: RwLock<Own>,
+    /// Tokens of organizations' own, and the one that the vault moves to or has just left.
+    others: Mutex<HashMap<TokenPlace, Beside>>,
     homes: Homes,
     timeout: Duration,
     /// Its end ends the sweeper.
     _sweeper: mpsc::Sender<()>,
+}
+
+/// The vault's own tokens: one, or two while it moves.
+struct Own {
+    number: u32,
+    token: Arc<Token>,
+    place: TokenPlace,
+    other: Option<(u32, TokenPlace)>,
+}
+
+/// A token that is not the vault's.
+enum Beside {
+    Open(Arc<Token>),
+    /// It could not even be begun with: its module or the source of its PIN is not there.
+    Failed(String),
 }
 
 type UnwrapHook = Box<dyn Fn(u32, &[u8; 16]) + Send + Sync>;
@@ -64,7 +79,8 @@ struct Memory {
 impl Keyring {
     /// Reads the PIN, loads the module, finds the token, logs in, and probes what the token can do.
     pub fn open(config: KeyringConfig) -> Result<Keyring, KeyError> {
-        let token = Arc::new(Token::open(config.uri, config.pin.read()?, config.timeout)?);
+        let place = TokenPlace { uri: config.uri, pin: config.pin };
+        let token = Arc::new(Token::open(place.uri.clone(), place.pin.read()?, config.timeout)?);
         let memory = Arc::new(Memory {
             cache: Cache::new(config.cache),
             pool: Pool::new(config.pool, config.cache.hard),
@@ -74,7 +90,7 @@ impl Keyring {
         Ok(Keyring {
             memory,
             flights: Flights::default(),
-            token,
+            own: RwLock::new(Own { number: 0, token, place, other: None }),
             others: Mutex::default(),
             homes: Homes::new(),
             timeout: config.timeout,
@@ -87,11 +103,87 @@ impl Keyring {
         self.homes.ask(look_up);
     }
 
+    /// Which of the vault's tokens this is, and the other one while it moves.
+    pub fn number_tokens(&self, number: u32, other: Option<(u32, TokenPlace)>) {
+        let left = {
+            let mut own = self.own.write();
+            own.number = number;
+            std::mem::replace(&mut own.other, other.clone())
+        };
+        if let Some(left) = left.filter(|left| Some(left) != other.as_ref()) {
+            // An organization that brought the same token connects to it again.
+            let left = self.others.lock().remove(&left.1);
+            drop(left);
+        }
+    }
+
+    /// The vault's own token: where it is.
+    pub fn place(&self) -> TokenPlace {
+        self.own.read().place.clone()
+    }
+
+    /// The vault goes over to the other of its tokens; the one before becomes the other, known as `left`.
+    pub fn change_token(&self, left: TokenPlace) -> Result<(), KeyError> {
+        let (mut own, mut others) = (self.own.write(), self.others.lock());
+        let (number, place) = own.other.clone().ok_or_else(|| configuration("this vault moves to no other token"))?;
+        // Not asked anything: this is no moment to fail at.
+        let Some(Beside::Open(token)) = others.remove(&place) else {
+            return Err(unavailable(format!("{}: it was not asked for anything yet", place.uri)));
+        };
+        let now = Own { number, token, place, other: Some((own.number, left.clone())) };
+        let before = std::mem::replace(&mut *own, now);
+        others.insert(left, Beside::Open(before.token));
+        Ok(())
+    }
+
+    /// Connects to a token that is not the vault's, logs in and probes it. A PIN that it refused before is presented
+    /// again: somebody asks for it.
+    pub fn reach(&self, place: &TokenPlace) -> Result<(), KeyError> {
+        let refused = |other: &Beside| matches!(other, Beside::Open(token) if token.status().state == "pin refused");
+        {
+            let mut others = self.others.lock();
+            if others.get(place).is_some_and(refused) {
+                others.remove(place);
+            }
+        }
+        let status = self.other(place)?.status();
+        let own = self.own.read().token.status();
+        if (&status.label, &status.serial) == (&own.label, &own.serial) {
+            return Err(configuration(format!("{} is the vault's token already", place.uri)));
+        }
+        Ok(())
+    }
+
+    /// The tokens beside the vault's own that were asked for since it was opened, and how they are; asks nobody.
+    pub fn others(&self) -> Vec<(TokenPlace, &'static str, Option<String>)> {
+        let state = |beside: &Beside| match beside {
+            Beside::Open(token) => {
+                let status = token.status();
+                (status.state, status.last_error)
+            }
+            Beside::Failed(why) => ("unavailable", Some(why.clone())),
+        };
+        let others = self.others.lock();
+        let told = |(place, beside): (&TokenPlace, &Beside)| {
+            let (state, last_error) = state(beside);
+            (place.clone(), state, last_error)
+        };
+        others.iter().map(told).collect()
+    }
+
+    fn token(&self) -> Arc<Token> {
+        self.own.read().token.clone()
+    }
+
+    fn own_home(&self) -> Home {
+        Home::Token(self.own.read().number)
+    }
+
     /// Makes a KEK on the vault's token: it encrypts and decrypts there, and cannot be read, copied or changed.
     ///
     /// After [`KeyError::Unavailable`] the token has no such key, or destroys it as soon as it answers again.
     pub fn create_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        make(&self.token, move |seat, claim| seat.create(kek, claim))
+        make(&self.token(), move |seat, claim| seat.create(kek, claim))
     }
 
     /// As [`Keyring::create_kek`], on the token that is to be its home.
@@ -111,25 +203,32 @@ impl Keyring {
 
     /// As [`Keyring::adopt`], on the vault's token.
     pub fn adopt_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        self.adopt(&Home::Token, kek)
+        self.adopt(&self.own_home(), kek)
     }
 
     /// Makes a root key on the vault's token: it wraps and unwraps KEKs there and does nothing else.
     pub fn create_root(&self, root: KekRef) -> Result<(), KeyError> {
-        self.token.ask(move |seat| seat.create_root(root))
+        self.create_root_at(&self.own_home(), root)
     }
 
-    /// Makes a KEK under a root key: what is to be stored of it. The token keeps nothing.
+    /// As [`Keyring::create_root`], on the token that is to be its home.
+    pub fn create_root_at(&self, home: &Home, root: KekRef) -> Result<(), KeyError> {
+        self.token_of(home)?.ask(move |seat| seat.create_root(root))
+    }
+
+    /// Makes a KEK under a root key on this token of the vault's: what is to be stored of it. The token keeps nothing.
     pub fn create_wrapped_kek(
         &self,
+        number: u32,
         kek: KekRef,
         root: KekRef,
         pair: (String, String),
     ) -> Result<WrappedKek, KeyError> {
         let aad = kek_aad(&context_digest(std::slice::from_ref(&pair)), kek.version, &kek.id);
-        let wrapped = self.token.ask(move |seat| seat.bear(kek, root, &aad))?;
+        let token = self.token_of(&Home::Token(number))?;
+        let wrapped = token.ask(move |seat| seat.bear(kek, root, &aad))?;
         // It is needed before whoever keeps homes has stored it.
-        self.homes.note(kek, Lodging { home: Home::Wrapped(wrapped.clone()), pair });
+        self.homes.note(kek, Lodging { home: Home::Wrapped(number, wrapped.clone()), pair });
         Ok(wrapped)
     }
 
@@ -145,13 +244,15 @@ impl Keyring {
 
     /// Gives the token the PIN that is read from here; this keyring presents it from now on.
     pub fn set_pin(&self, new: &PinSource) -> Result<(), KeyError> {
-        self.token.set_pin(new.read()?)
+        self.token().set_pin(new.read()?)?;
+        self.own.write().place.pin = new.clone();
+        Ok(())
     }
 
     /// Destroys a KEK or a root key of the vault's token for good, and forgets every DEK under it.
     /// [`KeyError::NoSuchKey`] when it is gone already.
     pub fn destroy_kek(&self, kek: KekRef) -> Result<(), KeyError> {
-        self.destroy(&Home::Token, kek)
+        self.destroy(&self.own_home(), kek)
     }
 
     /// As [`Keyring::destroy_kek`], wherever it lives; what is stored of a wrapped one is the caller's affair.
@@ -163,11 +264,14 @@ impl Keyring {
         forget(&self.memory);
         self.homes.forget(kek);
         let destroyed = match home {
-            Home::Token | Home::External(_) => {
+            Home::Token(_) | Home::External(_) => {
                 self.token_of(home).and_then(|token| token.ask(move |seat| seat.destroy(kek)))
             }
-            Home::Wrapped(_) => {
-                self.token.later(move |seat| drop(seat.unload(kek)));
+            Home::Wrapped(..) => {
+                // A token that is away has lost it by itself.
+                if let Ok(token) = self.token_of(home) {
+                    token.later(move |seat| drop(seat.unload(kek)));
+                }
                 Ok(())
             }
         };
@@ -178,7 +282,7 @@ impl Keyring {
 
     /// Whether a KEK of the vault's token can be used; asks it.
     pub fn kek_state(&self, kek: KekRef) -> KekState {
-        self.token.kek_state(Key { kek, lodging: None })
+        self.token().kek_state(Key { kek, lodging: None })
     }
 
     /// Whether a KEK of an organization can be used; asks the token it lives on.
@@ -192,7 +296,10 @@ impl Keyring {
     /// A KEK, and the token that it can be used on.
     fn located(&self, organization: u32, kek: KekRef) -> Result<(Arc<Token>, Key), KeyError> {
         let lodging = self.homes.find(organization, kek);
-        let token = self.token_of(lodging.as_deref().map_or(&Home::Token, |lodging| &lodging.home))?;
+        let token = match &lodging {
+            Some(lodging) => self.token_of(&lodging.home)?,
+            None => self.token(),
+        };
         Ok((token, Key { kek, lodging }))
     }
 
@@ -200,7 +307,22 @@ impl Keyring {
     fn token_of(&self, home: &Home) -> Result<Arc<Token>, KeyError> {
         match home {
             Home::External(place) => self.other(place),
-            Home::Token | Home::Wrapped(_) => Ok(self.token.clone()),
+            Home::Token(number) | Home::Wrapped(number, _) => {
+                let other = {
+                    let own = self.own.read();
+                    if own.number == *number {
+                        return Ok(own.token.clone());
+                    }
+                    own.other.clone().filter(|(other, _)| other == number)
+                };
+                match other {
+                    Some((_, place)) => self.other(&place),
+                    None => Err(configuration(
+                        "this key is on a token that the vault has left: restore the state directory from a copy made after the \
+                         move to its token",
+                    )),
+                }
+            }
         }
     }
 
@@ -225,11 +347,20 @@ impl Keyring {
         let token = {
             let mut others = self.others.lock();
             match others.get(place) {
-                Some(token) => token.clone(),
-                None => {
-                    let token = Arc::new(Token::beside(place.uri.clone(), place.pin.read()?, self.timeout)?);
+                Some(Beside::Open(token)) => token.clone(),
+                Some(Beside::Failed(_)) | None => {
+                    let begun = place
+                        .pin
+                        .read()
+                        .and_then(|pin| Token::beside(place.uri.clone(), pin, self.timeout))
+                        .map(Arc::new);
                     // Kept whatever it says: a PIN that it refuses is not presented again.
-                    others.entry(place.clone()).or_insert(token).clone()
+                    let kept = match &begun {
+                        Ok(token) => Beside::Open(token.clone()),
+                        Err(error) => Beside::Failed(error.to_string()),
+                    };
+                    others.insert(place.clone(), kept);
+                    begun?
                 }
             }
         };
@@ -426,12 +557,12 @@ impl Keyring {
 
     /// Asks nobody and waits for nobody.
     pub fn status(&self) -> TokenStatus {
-        TokenStatus { cached: self.memory.cache.len(), pooled: self.memory.pool.len(), ..self.token.status() }
+        TokenStatus { cached: self.memory.cache.len(), pooled: self.memory.pool.len(), ..self.token().status() }
     }
 
     /// Encryptions, decryptions and searches of the token so far: what a hot path is measured by.
     pub fn token_calls(&self) -> u64 {
-        self.token.calls()
+        self.token().calls()
     }
 
     /// Calls `hook` with organization and DEK id after each unwrap by the token, on the token's thread.

@@ -147,7 +147,8 @@ impl Token {
             // A timeout is seen here alone.
             self.link.note(&answer);
         }
-        answer
+        // There may be several tokens: it is said which.
+        answer.map_err(|error| self.link.named(error))
     }
 
     /// Asks when nobody waits for another answer.

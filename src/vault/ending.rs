@@ -74,7 +74,7 @@ impl Vault {
                 self.touch_folder(&mut tx, Ino::ROOT, -1, super::time::Time::now())?;
             }
         }
-        let mut own = Home::Token;
+        let mut own = Home::Token(self.numbers().own);
         for kek in self.keks_of(no)? {
             for version in &kek.versions {
                 if kek.named(version) == organization.kek() {
@@ -93,6 +93,7 @@ impl Vault {
         self.organizations.remove(no);
         self.newest_segment.lock().remove(&no);
         let batch = self.finish(tx);
+        self.own_tokens.forget();
         self.signals.scrub(batch);
         Ok(())
     }
@@ -144,7 +145,7 @@ impl Vault {
         let mut tx = self.begin()?;
         tx.delete::<Intent>(name);
         let batch = self.finish(tx);
-        if matches!(intent.home, Home::Wrapped(_)) {
+        if matches!(intent.home, Home::Wrapped(..)) {
             self.signals.scrub(batch);
         }
         let gone = || Some(intent.pair.1.clone()).filter(|_| intent.pair.0 == OWN_PAIR);
@@ -160,17 +161,17 @@ impl Vault {
     /// while others do: there may be 100,000.
     fn has_left_root(&self, root: KekRef) -> Result<bool> {
         let all = self.organizations.all();
-        let rotates = |organization: &Arc<Organization>| organization.record.lock().rotation.is_some();
-        if all.iter().any(rotates) {
+        if all.iter().any(|organization| self.is_rotating(organization)) {
             return Ok(false);
         }
-        let under = |version: &KekVersion| matches!(&version.home, Home::Wrapped(wrapped) if wrapped.root == root);
+        let under = |version: &KekVersion| matches!(&version.home, Home::Wrapped(_, wrapped) if wrapped.root == root);
         let mut left = true;
         for organization in all {
             let keks = self.keks_of(organization.no)?;
             left &= !keks.iter().flat_map(|kek| &kek.versions).any(under);
             // One that kept an older version, because something under it does not open, is not rotated again and again.
-            if keks.iter().filter_map(|kek| kek.versions.last()).any(under) {
+            let rotates = organization.record.lock().rotation.is_some();
+            if !rotates && keks.iter().filter_map(|kek| kek.versions.last()).any(under) {
                 self.begin_rotation(&organization, None)?;
                 self.rotations.wake();
             }

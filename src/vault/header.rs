@@ -8,7 +8,7 @@ use super::ids::VaultId;
 use super::records::hex;
 use super::time::Time;
 use crate::crypto::{self, LockedKey, RecordKey};
-use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, Residency, TokenUri, WrappedDek};
+use crate::keys::{FreshDek, KekRef, Keyring, Patience, PinSource, Residency, TokenPlace, TokenUri, WrappedDek};
 use crate::store::{Disk, Op};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -46,6 +46,51 @@ struct Sealed {
     /// Where the KEKs of new organizations live, if not on the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     residency: Option<Residency>,
+    /// Since the vault began to move to another token than `init` was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokens: Option<Tokens>,
+}
+
+/// The vault's tokens are numbered in the order in which it had them, the first is 0. Its own KEK is on the one that the
+/// header names, its root key on the youngest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Numbers {
+    pub own: u32,
+    /// A higher number: the vault moves there. A lower one: it has left, and old keys are destroyed there.
+    pub other: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct Tokens {
+    number: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    other: Option<Other>,
+}
+
+/// Under the seal: whoever could name it here would have the keys made there.
+#[derive(Serialize, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct Other {
+    number: u32,
+    token: TokenUri,
+    pin_source: PinSource,
+}
+
+impl Numbers {
+    /// Where keys are made.
+    pub fn youngest(&self) -> u32 {
+        self.own.max(self.other.unwrap_or(0))
+    }
+
+    pub fn oldest(&self) -> u32 {
+        self.own.min(self.other.unwrap_or(self.own))
+    }
+
+    /// Whether keys are still to be made on the other one.
+    pub fn moves(&self) -> bool {
+        self.other.is_some_and(|other| other > self.own)
+    }
 }
 
 impl Header {
@@ -71,6 +116,7 @@ impl Header {
             metadata_key: wrapped,
             root,
             residency: (residency != Residency::Token).then_some(residency),
+            tokens: None,
         };
         let records = RecordKey::new(LockedKey::take(&mut key.expose().to_owned())?);
         let seal = hex(&records.header_tag(&sealed.bytes()));
@@ -130,11 +176,63 @@ impl Header {
     }
 
     /// The header with another root key.
-    pub fn with_root(mut self, keyring: &Keyring, root: KekRef) -> Result<Header> {
+    pub fn with_root(self, keyring: &Keyring, root: KekRef) -> Result<Header> {
+        self.resealed(keyring, |sealed| sealed.root = Some(root))
+    }
+
+    /// The header of a vault that begins to move to another token, where this root key is, if it has one.
+    pub fn moving_to(self, keyring: &Keyring, place: TokenPlace, root: Option<KekRef>) -> Result<Header> {
+        let own = self.numbers().own;
+        let other = Other { number: own + 1, token: place.uri, pin_source: place.pin };
+        self.resealed(keyring, |sealed| {
+            sealed.tokens = Some(Tokens { number: own, other: Some(other) });
+            sealed.root = root;
+        })
+    }
+
+    /// The header of a vault that is on its other token from now on, under this KEK there, and has left the one before.
+    pub fn moved(self, keyring: &Keyring, kek: KekRef, left: TokenPlace) -> Result<Header> {
+        let own = self.numbers().own;
+        let Some(Other { number, token, pin_source }) = self.sealed.tokens.clone().and_then(|tokens| tokens.other)
+        else {
+            return Err(Error::Header("this vault moves to no other token".into()));
+        };
+        let mut header = self.rewrap(keyring, kek)?.resealed(keyring, |sealed| {
+            let other = Other { number: own, token: left.uri, pin_source: left.pin };
+            sealed.tokens = Some(Tokens { number, other: Some(other) });
+        })?;
+        (header.token, header.pin_source) = (token, pin_source);
+        Ok(header)
+    }
+
+    /// The header of a vault that has nothing on another token any more.
+    pub fn alone(self, keyring: &Keyring) -> Result<Header> {
+        self.resealed(keyring, |sealed| {
+            if let Some(tokens) = &mut sealed.tokens {
+                tokens.other = None;
+            }
+        })
+    }
+
+    fn resealed(mut self, keyring: &Keyring, change: impl FnOnce(&mut Sealed)) -> Result<Header> {
         let records = self.unseal(keyring)?;
-        self.sealed.root = Some(root);
+        change(&mut self.sealed);
         self.seal = hex(&records.header_tag(&self.sealed.bytes()));
         Ok(self)
+    }
+
+    pub fn numbers(&self) -> Numbers {
+        let tokens = self.sealed.tokens.as_ref();
+        Numbers {
+            own: tokens.map_or(0, |tokens| tokens.number),
+            other: tokens.and_then(|tokens| Some(tokens.other.as_ref()?.number)),
+        }
+    }
+
+    /// The token that the vault moves to, or has just left.
+    pub fn other(&self) -> Option<(u32, TokenPlace)> {
+        let other = self.sealed.tokens.as_ref()?.other.as_ref()?;
+        Some((other.number, TokenPlace { uri: other.token.clone(), pin: other.pin_source.clone() }))
     }
 
     pub fn root(&self) -> Option<KekRef> {

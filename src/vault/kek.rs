@@ -4,7 +4,7 @@
 //! intent that says so is on the disk. What a crash leaves of that is taken up by the next use of the pair.
 
 use super::error::{Error, Result};
-use super::header::Header;
+use super::header::{Header, Numbers};
 use super::ids::{Ino, OrgNo};
 use super::organization::Organization;
 use super::records::Tx;
@@ -128,15 +128,14 @@ impl Vault {
         if let Some(kek) = self.records.get::<Kek>(place)? {
             return kek.current().ok_or(Error::Revoked);
         }
-        let (name, residency, intended) = match self.intended(org.no, pair)? {
-            Some((left, intent)) => (left, intent.home.residency(), true),
-            None => (KekRef::fresh(), self.residency(org)?, false),
-        };
-        let home = self.make_key((name, intended), org.no, pair, &residency)?;
+        let home = |(left, intent): (KekRef, Arc<Intent>)| (left, Some(intent.home.clone()));
+        let (name, left) = self.intended(org.no, pair)?.map_or_else(|| (KekRef::fresh(), None), home);
+        let home = self.make_key((name, left), org.no, pair, &self.residency(org)?)?;
         let mut tx = self.begin()?;
         tx.put(place, Kek::first(name, pair.clone(), home));
         tx.delete::<Intent>(name);
         self.finish(tx);
+        self.own_tokens.forget();
         self.audit(AuditEvent {
             organization: Some(org.id.to_string()),
             detail: Some(name.to_string()),
@@ -145,33 +144,43 @@ impl Vault {
         Ok(name)
     }
 
-    /// Makes a KEK, for a record that is to name it next. One that a token is to hold is intended before, unless it is
-    /// already; of a wrapped one there is nothing but that record.
+    /// Makes a KEK, for a record that is to name it next. One that a token is to hold is intended before, unless it was
+    /// already, with this home; of a wrapped one there is nothing but that record.
     pub(super) fn make_key(
         &self,
-        (name, intended): (KekRef, bool),
+        (name, intended): (KekRef, Option<Home>),
         org: OrgNo,
         pair: &Pair,
         residency: &Residency,
     ) -> Result<Home> {
-        let home = match residency {
-            Residency::Wrapped => {
-                let wrapped = self.keyring.create_wrapped_kek(name, self.root()?, pair.clone())?;
-                return Ok(Home::Wrapped(wrapped));
+        let home = match (intended, residency) {
+            (Some(home), _) => home,
+            (None, Residency::Wrapped) => {
+                let root = self.root()?;
+                let youngest = self.numbers().youngest();
+                let wrapped = self.keyring.create_wrapped_kek(youngest, name, root, pair.clone())?;
+                return Ok(Home::Wrapped(youngest, wrapped));
             }
-            Residency::Token => Home::Token,
-            Residency::External(place) => Home::External(place.clone()),
+            (None, Residency::Token) => {
+                let _it_stays_the_youngest = self.homing.read();
+                let home = Home::Token(self.numbers().youngest());
+                self.intend(name, org, pair.clone(), home.clone())?;
+                home
+            }
+            (None, Residency::External(place)) => {
+                let home = Home::External(place.clone());
+                self.intend(name, org, pair.clone(), home.clone())?;
+                home
+            }
         };
-        if !intended {
-            self.intend(name, org, pair.clone(), home.clone())?;
-        }
         self.make_intended(name, pair, &home)?;
         Ok(home)
     }
 
     /// What a try that was cut short was to make for this pair.
     fn intended(&self, org: OrgNo, pair: &Pair) -> Result<Option<(KekRef, Arc<Intent>)>> {
-        Ok(self.intents()?.into_iter().find(|(_, intent)| intent.org == org && intent.pair == *pair))
+        let ours = |intent: &Intent| intent.org == org && intent.pair == *pair && intent.what == Intention::Make;
+        Ok(self.intents()?.into_iter().find(|(_, intent)| ours(intent)))
     }
 
     /// KEKs that are being made or destroyed, or were when the vault was cut short.
@@ -191,7 +200,7 @@ impl Vault {
     }
 
     /// Makes a KEK that was intended, or takes what an earlier try made of it.
-    fn make_intended(&self, name: KekRef, pair: &Pair, home: &Home) -> Result<()> {
+    pub(super) fn make_intended(&self, name: KekRef, pair: &Pair, home: &Home) -> Result<()> {
         match self.keyring.create(home, name, pair) {
             Err(KeyError::KekExists(_)) => Ok(self.keyring.adopt(home, name)?),
             made => Ok(made?),
@@ -228,8 +237,8 @@ impl Vault {
             if intent.org == OrgNo::VAULT && (kek == own || Some(kek) == root) {
                 self.supersede(&mut tx, kek, &intent.pair);
             } else if match intent.org {
-                // The next try goes on with these.
-                OrgNo::VAULT => kek.id != own.id && intent.pair != self.root_pair(),
+                // The next try goes on with these, but not with what a token was tried with.
+                OrgNo::VAULT => intent.home.number().is_none() || (kek.id != own.id && intent.pair != self.root_pair()),
                 org => self.organizations.find(org).is_none(),
             } {
                 tx.put(kek, Intent { what: Intention::Destroy, ..(*intent).clone() });
@@ -243,8 +252,14 @@ impl Vault {
     pub(super) fn supersede(&self, tx: &mut Tx, new: KekRef, pair: &Pair) {
         tx.delete::<Intent>(new);
         if new.version > 1 {
-            self.doom(tx, OrgNo::VAULT, (pair, new.id), &KekVersion::new(new.version - 1, Home::Token));
+            // They are replaced when the vault moves, or when it does not.
+            let before = Home::Token(self.numbers().oldest());
+            self.doom(tx, OrgNo::VAULT, (pair, new.id), &KekVersion::new(new.version - 1, before));
         }
+    }
+
+    pub(super) fn numbers(&self) -> Numbers {
+        self.header.lock().numbers()
     }
 
     /// In the transaction that takes a KEK version from its record: it is to be destroyed.
@@ -268,14 +283,19 @@ impl Vault {
 
     /// Makes a root key and has the header name it. The caller holds `making_keks`.
     pub(super) fn make_root(&self, root: KekRef) -> Result<KekRef> {
-        if self.records.get::<Intent>(root)?.is_none() {
-            self.intend(root, OrgNo::VAULT, self.root_pair(), Home::Token)?;
-        }
-        match self.keyring.create_root(root) {
+        let home = match self.records.get::<Intent>(root)? {
+            Some(intent) => intent.home.clone(),
+            None => {
+                let home = Home::Token(self.numbers().youngest());
+                self.intend(root, OrgNo::VAULT, self.root_pair(), home.clone())?;
+                home
+            }
+        };
+        match self.keyring.create_root_at(&home, root) {
             // Nothing is under it yet, and a kill may have left one that does not work.
             Err(KeyError::KekExists(_)) => {
-                self.keyring.destroy_kek(root)?;
-                self.keyring.create_root(root)?;
+                self.keyring.destroy(&home, root)?;
+                self.keyring.create_root_at(&home, root)?;
             }
             made => made?,
         }

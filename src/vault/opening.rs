@@ -104,6 +104,7 @@ impl Vault {
         let token = options.token.as_deref().map_or_else(|| Ok(header.token.clone()), parse_token)?;
         let pin = options.pin_source.as_deref().map_or_else(|| Ok(header.pin_source.clone()), parse_pin)?;
         let keyring = open_keyring(&token, &pin, &settings)?;
+        keyring.number_tokens(header.numbers().own, header.other());
         let id = header.vault()?;
         let sealer = Sealer::new(id.0.to_be_bytes(), header.unseal(&keyring)?);
         let rows = Rows::open(state, disk.clone())?;
@@ -136,6 +137,8 @@ impl Vault {
             readers: Default::default(),
             versions: Default::default(),
             making_keks: Default::default(),
+            homing: Default::default(),
+            own_tokens: Default::default(),
             ending: Default::default(),
             rotations: Default::default(),
             signals: Signals::starting_after(own.batch),
@@ -152,7 +155,6 @@ impl Vault {
             threads: Default::default(),
             lock: parking_lot::Mutex::new(Some(lock)),
             settings,
-            token_uri: token,
             keyring,
             records,
             organizations,

@@ -248,6 +248,7 @@ impl Vault {
         self.touch_folder(&mut tx, Ino::ROOT, 1, now)?;
         tx.touch_organization(no);
         let batch = self.finish(tx);
+        self.own_tokens.forget();
         drop(under_root);
         self.signals.wait_for(batch, Durability::Synced)?;
         let event =
@@ -259,10 +260,11 @@ impl Vault {
 
     /// The first KEK of an organization that is being made.
     fn make_own_key(&self, kek: KekRef, no: OrgNo, pair: &Pair, residency: &Residency) -> Result<Home> {
-        self.make_key((kek, false), no, pair, residency).inspect_err(|_| match residency {
-            Residency::Wrapped => {}
-            Residency::Token => self.discard_kek(kek, &Home::Token),
-            Residency::External(place) => self.discard_kek(kek, &Home::External(place.clone())),
+        self.make_key((kek, None), no, pair, residency).inspect_err(|_| {
+            // Where it was to be made is in its intent; of a wrapped one there is none.
+            if let Ok(Some(intent)) = self.records.get::<Intent>(kek) {
+                self.discard_kek(kek, &intent.home);
+            }
         })
     }
 

@@ -37,6 +37,8 @@ pub struct Rotations {
     wanted: Mutex<bool>,
     wake: Condvar,
     progress: Mutex<BTreeMap<OrgNo, Progress>>,
+    /// Of the vault's move to another token.
+    pub(super) migration: Mutex<super::migration::Progress>,
     /// Why a key was not destroyed, as it was last reported.
     lingers: Mutex<Option<String>>,
 }
@@ -52,6 +54,11 @@ impl Rotations {
     pub fn wake(&self) {
         *self.wanted.lock() = true;
         self.wake.notify_all();
+    }
+
+    /// Why a key is not destroyed yet.
+    pub(super) fn lingers(&self) -> Option<String> {
+        self.lingers.lock().clone()
     }
 
     fn wait(&self, time: Duration) {
@@ -121,7 +128,7 @@ impl Vault {
         }
         let _one_at_a_time = self.making_keks.lock();
         let scratch = KekRef::fresh();
-        let home = self.make_key((scratch, false), OrgNo::VAULT, &self.own_pair(), to)?;
+        let home = self.make_key((scratch, None), OrgNo::VAULT, &self.own_pair(), to)?;
         self.discard_kek(scratch, &home);
         Ok(())
     }
@@ -155,15 +162,20 @@ impl Vault {
     /// `vaultfs key rotate --root`: a new version of the vault's own KEK, and the end of the old one; and a new root key, if
     /// there is one, with new versions of all KEKs that are wrapped. The old root goes when nothing is under it any more.
     pub fn rotate_root(&self, caller: &Caller) -> Result<()> {
-        let (old, root) = {
-            let header = self.header.lock();
-            (header.kek(), header.root())
-        };
-        let new = KekRef { version: old.version + 1, ..old };
-        {
+        let new = {
             let _one_at_a_time = self.making_keks.lock();
-            let intended = self.records.get::<Intent>(new)?.is_some();
-            self.make_key((new, intended), OrgNo::VAULT, &self.own_pair(), &Residency::Token)?;
+            if self.numbers().other.is_some() {
+                return Err(Error::Busy(
+                    "the vault moves to another token, which makes new keys of the vault's own: wait for its end",
+                ));
+            }
+            let (old, root) = {
+                let header = self.header.lock();
+                (header.kek(), header.root())
+            };
+            let new = KekRef { version: old.version + 1, ..old };
+            let left = self.records.get::<Intent>(new)?.map(|intent| intent.home.clone());
+            self.make_key((new, left), OrgNo::VAULT, &self.own_pair(), &Residency::Token)?;
             self.change_header(|header| header.rewrap(&self.keyring, new))?;
             let mut tx = self.begin()?;
             self.supersede(&mut tx, new, &self.own_pair());
@@ -171,7 +183,8 @@ impl Vault {
             if let Some(root) = root {
                 self.make_root(KekRef { version: root.version + 1, ..root })?;
             }
-        }
+            new
+        };
         self.audit(AuditEvent { detail: Some(new.to_string()), ..AuditEvent::by(caller, "key.created") });
         // The old root's end begins with the rotation of what is under it.
         self.destroy_intended()
@@ -193,6 +206,7 @@ impl Vault {
             }
             tx.put(place, Kek { versions: Vec::new(), data_keys: None, ..(*kek).clone() });
             self.finish(tx);
+            self.own_tokens.forget();
         }
         self.audit(AuditEvent {
             organization: Some(organization.id.to_string()),
@@ -268,6 +282,8 @@ impl Vault {
     /// Whether everything that was to be done is done.
     fn go_on_rotating(&self) -> bool {
         let mut done = self.go_on_destroying();
+        // Its rotations are begun here, and gone on with below.
+        self.go_on_migrating();
         for organization in self.organizations.all() {
             if self.closing.is_set() {
                 return true;
@@ -294,11 +310,36 @@ impl Vault {
                 }
             }
         }
+        let migrated = self.go_on_migrating();
         // A root key goes when the last organization has left it.
-        self.go_on_destroying() && done
+        self.go_on_destroying() && migrated && done
     }
 
-    fn go_on_destroying(&self) -> bool {
+    /// Whether a rotation is under way that waits for nothing.
+    pub(super) fn is_rotating(&self, organization: &Organization) -> bool {
+        let waits = self.rotations.progress.lock().get(&organization.no).is_some_and(|p| p.error.is_some());
+        !waits && organization.record.lock().rotation.is_some()
+    }
+
+    /// Contents that rotations have still to look at, of about so many; and why the first that waits does.
+    pub(super) fn rotations_left(&self) -> (u64, Option<String>) {
+        let progress = self.rotations.progress.lock();
+        let (mut left, mut waits) = (0, None);
+        for organization in self.organizations.all() {
+            let record = organization.record.lock();
+            if record.rotation.is_none() {
+                continue;
+            }
+            let known = progress.get(&organization.no);
+            // One that is empty has a KEK as well.
+            left += (record.objects + 1).saturating_sub(known.map_or(0, |p| p.done));
+            let error = known.and_then(|p| p.error.as_ref());
+            waits = waits.or_else(|| Some(format!("{}: {}", record.name, error?)));
+        }
+        (left, waits)
+    }
+
+    pub(super) fn go_on_destroying(&self) -> bool {
         let destroyed = self.destroy_intended();
         let why = destroyed.as_ref().err().map(|error| error.to_string());
         let said = std::mem::replace(&mut *self.rotations.lingers.lock(), why.clone());
@@ -353,10 +394,9 @@ impl Vault {
         let Some(last) = kek.versions.last() else { return Ok(()) };
         let new = KekRef { id: kek.id, version: last.version + 1 };
         // What was intended before a crash may be there already.
-        let left = self.records.get::<Intent>(new)?.map(|intent| intent.home.residency());
-        let intended = left.is_some();
-        let residency = left.or(to.cloned()).unwrap_or_else(|| last.home.residency());
-        let home = self.make_key((new, intended), organization.no, &kek.pair, &residency)?;
+        let left = self.records.get::<Intent>(new)?.map(|intent| intent.home.clone());
+        let residency = to.cloned().unwrap_or_else(|| last.home.residency());
+        let home = self.make_key((new, left), organization.no, &kek.pair, &residency)?;
         let place = self.kek_place(organization.no, &kek.pair)?;
         let mut tx = self.begin()?;
         let mut kek = (*tx.need::<Kek>(place)?).clone();
@@ -364,6 +404,7 @@ impl Vault {
         tx.put(place, kek);
         tx.delete::<Intent>(new);
         self.finish(tx);
+        self.own_tokens.forget();
         self.audit(AuditEvent {
             organization: Some(organization.id.to_string()),
             detail: Some(new.to_string()),
@@ -488,6 +529,7 @@ impl Vault {
             }
         }
         self.finish(tx);
+        self.own_tokens.forget();
         Ok(())
     }
 }

@@ -348,6 +348,12 @@ pub struct Status {
     pub format: u32,
     pub state_directory: String,
     pub token: TokenInfo,
+    /// Tokens of organizations' own.
+    #[serde(default)]
+    pub own_tokens: Vec<OwnTokenInfo>,
+    /// While the vault moves to another token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationInfo>,
     pub organizations: u64,
     pub objects: u64,
     pub bytes: u64,
@@ -383,6 +389,39 @@ pub struct TokenInfo {
     pub recoveries: u64,
     pub cached_keys: u64,
     pub last_error: Option<String>,
+}
+
+/// A token that organizations brought.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct OwnTokenInfo {
+    pub uri: String,
+    /// As the vault's token's; `not asked` when nobody needed it since the vault was opened.
+    pub state: String,
+    pub last_error: Option<String>,
+    /// Whose KEKs it holds.
+    pub organizations: Vec<TokenOwner>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct TokenOwner {
+    pub id: String,
+    pub name: String,
+}
+
+/// The vault's move to another token.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct MigrationInfo {
+    /// The tokens' URIs.
+    pub from: String,
+    pub to: String,
+    /// `moving`: both are needed. `clearing`: the vault is on the new one, and old keys are destroyed.
+    pub stage: String,
+    /// Contents looked at, of about so many.
+    pub done: u64,
+    pub total: u64,
+    /// Since it was begun, or gone on with by this process.
+    pub milliseconds: u64,
+    pub waits: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]

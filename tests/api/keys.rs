@@ -61,7 +61,8 @@ fn an_api_key_names_no_token() {
         admin.post("/organizations", own).is(403);
         let to = json!({"residency": residency, "pin_source": "file:/etc/shadow"});
         admin.post("/organizations/acme/move", to).is(403);
-        assert_eq!(denials(&vault), before + 2);
+        admin.post("/keys/migrate", json!({"token": residency, "pin_source": "file:/etc/shadow"})).is(403);
+        assert_eq!(denials(&vault), before + 3);
     }
     admin.post("/organizations", json!({"name": "wrapped", "residency": "wrapped"})).is(201);
     admin.post("/organizations", json!({"name": "nowhere", "residency": "nowhere"})).is(400);

@@ -40,6 +40,9 @@ impl World {
         assert_eq!(errno(fs::read(&self.cold[number])), libc::ENOKEY);
         assert!(asked.elapsed() < within, "{:?}", asked.elapsed());
         assert_eq!(self.token()["state"], state);
+        let text = self.vault.command(&["status"]).good().text();
+        assert!(text.contains(&format!("vault ({state})")) && text.contains("token error"), "{text}");
+        self.metrics_say(0, u8::from(state == "pin refused"));
         assert_eq!(fs::read(&self.cached).unwrap(), b"value");
         assert_eq!(errno(fs::create_dir(self.vault.at("c"))), libc::ENOKEY);
     }
@@ -53,7 +56,15 @@ impl World {
             std::thread::sleep(Duration::from_millis(100));
         }
         assert_eq!(self.vault.token_files(), self.keys, "a key was made meanwhile");
+        self.metrics_say(1, 0);
         fs::write(self.vault.org("c").join("f"), "new").unwrap();
+    }
+
+    fn metrics_say(&self, up: u8, pin_refused: u8) {
+        let metrics = self.vault.metrics();
+        for line in [format!("vaultfs_token_up {up}"), format!("vaultfs_token_pin_refused {pin_refused}")] {
+            assert!(metrics.lines().any(|told| told == line), "{line}: {metrics}");
+        }
     }
 
     fn token(&self) -> serde_json::Value {

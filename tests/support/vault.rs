@@ -11,8 +11,9 @@ mod shimmed;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -230,6 +231,16 @@ impl Vault {
         act();
         fs::remove_dir_all(self.token()).unwrap();
         fs::rename(kept, self.token()).unwrap();
+    }
+
+    /// What `/metrics` answers on the control socket.
+    pub fn metrics(&self) -> String {
+        let mut socket = UnixStream::connect(self.state().join("control.sock")).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: vaultfs\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
     }
 
     /// Keys in the token. A kill while SoftHSM makes or destroys one leaves files that are none.

@@ -291,6 +291,17 @@ impl Link {
         (outlook.state, outlook.last_error) = (state, Some(reason.clone()));
     }
 
+    /// The error with the token's URI, if it does not say that yet.
+    pub fn named(&self, error: KeyError) -> KeyError {
+        let uri = self.uri.to_string();
+        let named = |why: String| if why.contains(&uri) { why } else { format!("{uri}: {why}") };
+        match error {
+            KeyError::Unavailable(why) => KeyError::Unavailable(named(why)),
+            KeyError::PinRefused(why) => KeyError::PinRefused(named(why)),
+            other => other,
+        }
+    }
+
     pub fn outlook(&self) -> Outlook {
         self.outlook.lock().clone()
     }

@@ -37,8 +37,8 @@ pub struct Key {
 impl Key {
     fn wrapped(&self) -> Option<(&WrappedKek, &Lodging)> {
         match &self.lodging.as_deref()?.home {
-            Home::Wrapped(wrapped) => Some((wrapped, self.lodging.as_deref()?)),
-            Home::Token | Home::External(_) => None,
+            Home::Wrapped(_, wrapped) => Some((wrapped, self.lodging.as_deref()?)),
+            Home::Token(_) | Home::External(_) => None,
         }
     }
 }
