@@ -3,7 +3,8 @@
 use crate::token::{context, eventually, isolated, kek, refusal, wrapped};
 use std::time::Duration;
 use vaultfs::keys::{
-    KekRef, KeyError, Keyring, Outcome, Patience, PinSource, SUITE_HMAC_KDF, SUITE_TOKEN_GCM, WrapLayer, WrappedDek,
+    KekRef, KeyError, Keyring, KeyringConfig, Outcome, Patience, PinSource, SUITE_HMAC_KDF, SUITE_TOKEN_GCM, WrapLayer,
+    WrappedDek,
 };
 
 /// Behaviours of the shim, and the suite and the length of the IV or salt that they lead to.
@@ -126,7 +127,7 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
             token.shim(&[behaviour]);
             let found = Keyring::check_token(good.uri.clone(), &good.pin).unwrap();
             assert!(found.attacks.iter().all(|a| a.outcome == Outcome::Refused), "{behaviour}: {:?}", found.attacks);
-            assert!(found.is_safe() && found.wrap_us.is_some() && found.attacks.len() == 6);
+            assert!(found.is_safe() && found.wrap_us.is_some() && found.attacks.len() == 7);
             assert!(found.mechanisms.iter().any(|m| m.mechanism == "SHA256_HMAC" && m.offered));
         }
         token.shim(&["weak=yes"]);
@@ -145,6 +146,46 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
         let error = keyring.create_kek(KekRef::fresh()).unwrap_err();
         assert!(error.to_string().contains("does not keep these attributes"), "{error}");
         assert_eq!(token.keys(), 0);
+    });
+}
+
+#[test]
+fn a_token_that_lets_keys_be_copied_serves_where_that_is_accepted() {
+    isolated("suites::a_token_that_lets_keys_be_copied_serves_where_that_is_accepted", |token| {
+        let strict = token.config_with_shim(&["copyable=unknown"]);
+        let accepting = || {
+            let uri = format!("{}&copies=accepted", strict.uri).parse().unwrap();
+            KeyringConfig { uri, ..token.config_with_shim(&["copyable=unknown"]) }
+        };
+        let outcomes = |config: &KeyringConfig| {
+            let found = Keyring::check_token(config.uri.clone(), &config.pin).unwrap();
+            let of = |which: &str| found.attacks.iter().find(|a| a.attack == which).unwrap().outcome;
+            (found.is_safe(), of("copy a KEK as a readable key"), of("copy a KEK with more rights"))
+        };
+        assert_eq!(outcomes(&strict), (false, Outcome::Refused, Outcome::Succeeded));
+        assert_eq!(outcomes(&accepting()), (true, Outcome::Refused, Outcome::Accepted));
+
+        let refused = |config: KeyringConfig| {
+            let error = Keyring::open(config).unwrap().create_kek(KekRef::fresh()).unwrap_err();
+            assert!(matches!(error, KeyError::Configuration(_)), "{error}");
+            assert_eq!(token.keys(), 0);
+            error.to_string()
+        };
+        assert!(refused(strict.clone()).contains("copies=accepted"));
+        let config = accepting();
+        token.shim(&["copyable=unknown", "copies=readable"]);
+        assert_eq!(outcomes(&config), (false, Outcome::Succeeded, Outcome::Accepted));
+        assert!(refused(config).contains("value of a copy"));
+        // What it gives up is this attribute alone.
+        let config = accepting();
+        token.shim(&["weak=yes"]);
+        assert!(refused(config).contains("Modifiable"));
+
+        let keyring = Keyring::open(accepting()).unwrap();
+        let dek = wrapped(&keyring, kek(&keyring));
+        keyring.unwrap(1, &dek, &context("a"), Patience::Wait).unwrap();
+        let root = keyring.create_root(KekRef::fresh()).unwrap_err();
+        assert!(root.to_string().contains("cannot keep wrapped KEKs safe"), "{root}");
     });
 }
 

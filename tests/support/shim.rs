@@ -15,6 +15,8 @@
 //! | `login=refused` | refuses every PIN |
 //! | `login=lost` | has forgotten, once, who was logged in |
 //! | `weak=yes` | ignores what keeps a key from being copied, changed, or unwrapped with other rights |
+//! | `copyable=unknown` | is older than the attribute that keeps a key from being copied |
+//! | `copies=readable` | lets a key be given any right, as it says |
 //! | `record=PATH` | tells this file each plaintext that passes, 32 bytes at a time |
 
 use std::collections::HashMap;
@@ -29,10 +31,12 @@ type Word = usize;
 type Function = unsafe extern "C" fn(Word, Word, Word, Word, Word, Word, Word, Word) -> Word;
 
 const OK: Word = 0;
+const ATTRIBUTE_TYPE_INVALID: Word = 0x12;
 const MECHANISM_INVALID: Word = 0x70;
 const PIN_INCORRECT: Word = 0xA0;
 const SESSION_HANDLE_INVALID: Word = 0xB3;
 const AES_GCM: Word = 0x1087;
+const COPYABLE: Word = 0x171;
 const OWN_IV: usize = 16;
 
 /// CK_FUNCTION_LIST: a version, padded to a word, and 68 functions in the order of PKCS#11 2.40.
@@ -170,7 +174,6 @@ in_session! {
     destroy_object = 22;
     object_size = 23;
     get_attributes = 24;
-    set_attributes = 25;
     find_init = 26;
     find = 27;
     find_final = 28;
@@ -211,7 +214,7 @@ unsafe extern "C" fn login(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word,
 fn weakened(template: Word, count: Word) -> Vec<Attribute> {
     // SAFETY: the caller passes an array of this length.
     let all = unsafe { std::slice::from_raw_parts(template as *const Attribute, count) };
-    let ignored: &[Word] = if is("weak", "yes") { &[0x170, 0x171, 0x4000_0212] } else { &[] };
+    let ignored: &[Word] = if is("weak", "yes") { &[0x170, COPYABLE, 0x4000_0212] } else { &[] };
     all.iter().filter(|attribute| !ignored.contains(&attribute.attribute)).copied().collect()
 }
 
@@ -221,6 +224,9 @@ unsafe extern "C" fn generate_key(s: Word, b: Word, c: Word, d: Word, e: Word, f
         return SESSION_HANDLE_INVALID;
     }
     let template = weakened(c, d);
+    if is("copyable", "unknown") && template.iter().any(|attribute| attribute.attribute == COPYABLE) {
+        return ATTRIBUTE_TYPE_INVALID;
+    }
     // SAFETY: as the caller passes them, with a template that lives as long as the call.
     unsafe { at(58)(s, b, template.as_ptr() as Word, template.len(), e, f, g, h) }
 }
@@ -229,6 +235,16 @@ unsafe extern "C" fn unwrap_key(s: Word, b: Word, c: Word, d: Word, e: Word, f: 
     wait();
     // SAFETY: as the caller passes them.
     if lost(s) { SESSION_HANDLE_INVALID } else { unsafe { at(61)(s, b, c, d, e, f, g, h) } }
+}
+
+unsafe extern "C" fn set_attributes(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {
+    wait();
+    match (lost(s), is("copies", "readable")) {
+        (true, _) => SESSION_HANDLE_INVALID,
+        (_, true) => OK,
+        // SAFETY: as the caller passes them.
+        _ => unsafe { at(25)(s, b, c, d, e, f, g, h) },
+    }
 }
 
 unsafe extern "C" fn sign_init(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {

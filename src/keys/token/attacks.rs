@@ -5,7 +5,6 @@
 
 use super::fault::Fault;
 use super::kek;
-use super::probe::mechanism;
 use super::seat::At;
 use super::suite::Suite;
 use cryptoki::error::Result;
@@ -22,6 +21,8 @@ use std::ffi::c_void;
 pub enum Outcome {
     Refused,
     Succeeded,
+    /// It succeeded, and the operator has accepted that.
+    Accepted,
     /// The token lacks what the attack needs.
     NotPossible,
 }
@@ -35,9 +36,12 @@ pub struct Attack {
 
 type Trial = fn(&Session, Suite) -> Result<Outcome>;
 
-const KNOWN: [(&str, Trial); 6] = [
+const COPY: &str = "copy a KEK with more rights";
+
+const KNOWN: [(&str, Trial); 7] = [
     ("read a KEK's value", read),
-    ("copy a KEK with more rights", copy),
+    ("copy a KEK as a readable key", copy_readable),
+    (COPY, copy),
     ("give a KEK more rights", change),
     ("wrap a KEK out under a key of one's own", wrap_out),
     ("unwrap a wrapped KEK as a readable key", unwrap_readable),
@@ -48,7 +52,10 @@ const KNOWN: [(&str, Trial); 6] = [
 pub fn try_all(at: &At, suite: Suite) -> std::result::Result<Vec<Attack>, Fault> {
     let one = |(attack, trial): (&str, Trial)| {
         // Scratch keys end with their session.
-        let outcome = at.apart(|at| Ok(trial(at.session, suite).unwrap_or(Outcome::NotPossible)))?;
+        let outcome = match at.apart(|at| Ok(trial(at.session, suite).unwrap_or(Outcome::NotPossible)))? {
+            Outcome::Succeeded if attack == COPY && at.link.accepts_copies() => Outcome::Accepted,
+            outcome => outcome,
+        };
         Ok(Attack { attack: attack.to_owned(), outcome })
     };
     KNOWN.into_iter().map(one).collect()
@@ -56,7 +63,12 @@ pub fn try_all(at: &At, suite: Suite) -> std::result::Result<Vec<Attack>, Fault>
 
 fn read(session: &Session, suite: Suite) -> Result<Outcome> {
     let key = scratch_kek(session, suite)?;
-    Ok(verdict(readable(session, key)))
+    Ok(verdict(kek::shows(session, key)))
+}
+
+fn copy_readable(session: &Session, suite: Suite) -> Result<Outcome> {
+    let key = scratch_kek(session, suite)?;
+    Ok(verdict(kek::opens_by_copy(session, key)))
 }
 
 fn copy(session: &Session, suite: Suite) -> Result<Outcome> {
@@ -86,7 +98,7 @@ fn unwrap_readable(session: &Session, _: Suite) -> Result<Outcome> {
     let as_it_should_not = loaded(true);
     let loads = |template: &[Attribute]| {
         let key = session.unwrap_key(&Mechanism::AesKeyWrap, root, &wrapped, template);
-        key.is_ok_and(|key| readable(session, key) || extractable(session, key))
+        key.is_ok_and(|key| kek::shows(session, key))
     };
     Ok(verdict(loads(&as_it_should) || loads(&as_it_should_not)))
 }
@@ -105,23 +117,13 @@ fn more_rights() -> [Attribute; 4] {
     [Attribute::Extractable(true), Attribute::Sensitive(false), Attribute::Wrap(true), Attribute::Derive(true)]
 }
 
-fn readable(session: &Session, key: ObjectHandle) -> bool {
-    session.get_attributes(key, &[AttributeType::Value]).is_ok_and(|found| !found.is_empty())
-}
-
-fn extractable(session: &Session, key: ObjectHandle) -> bool {
-    session
-        .get_attributes(key, &[AttributeType::Extractable])
-        .is_ok_and(|found| found.contains(&Attribute::Extractable(true)))
-}
-
 /// A KEK in everything but that it ends with the session.
 fn scratch_kek(session: &Session, suite: Suite) -> Result<ObjectHandle> {
     let template: Vec<_> = kek::rights(suite)
         .into_iter()
         .chain([Attribute::Token(false), Attribute::KeyType(suite.key_type()), Attribute::ValueLen(32.into())])
         .collect();
-    session.generate_key(&mechanism(suite), &template)
+    kek::generate(session, suite, &template)
 }
 
 /// A key as the root of wrapped KEKs has to be.
