@@ -22,7 +22,7 @@ pub struct TokenUri {
     copies: Option<Copies>,
 }
 
-/// What the operator says of a token that does not know CKA_COPYABLE.
+/// What the operator says of a token that does not keep CKA_COPYABLE.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Copies {
     Accepted,

@@ -152,40 +152,41 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
 #[test]
 fn a_token_that_lets_keys_be_copied_serves_where_that_is_accepted() {
     isolated("suites::a_token_that_lets_keys_be_copied_serves_where_that_is_accepted", |token| {
-        let strict = token.config_with_shim(&["copyable=unknown"]);
-        let accepting = || {
-            let uri = format!("{}&copies=accepted", strict.uri).parse().unwrap();
-            KeyringConfig { uri, ..token.config_with_shim(&["copyable=unknown"]) }
+        let strict = |lines: &[&str]| token.config_with_shim(&[&["copyable=unknown"], lines].concat());
+        let accepting = |lines: &[&str]| {
+            let config = strict(lines);
+            KeyringConfig { uri: format!("{}&copies=accepted", config.uri).parse().unwrap(), ..config }
         };
         let outcomes = |config: &KeyringConfig| {
             let found = Keyring::check_token(config.uri.clone(), &config.pin).unwrap();
             let of = |which: &str| found.attacks.iter().find(|a| a.attack == which).unwrap().outcome;
             (found.is_safe(), of("copy a KEK as a readable key"), of("copy a KEK with more rights"))
         };
-        assert_eq!(outcomes(&strict), (false, Outcome::Refused, Outcome::Succeeded));
-        assert_eq!(outcomes(&accepting()), (true, Outcome::Refused, Outcome::Accepted));
-
-        let refused = |config: KeyringConfig| {
-            let error = Keyring::open(config).unwrap().create_kek(KekRef::fresh()).unwrap_err();
-            assert!(matches!(error, KeyError::Configuration(_)), "{error}");
-            assert_eq!(token.keys(), 0);
-            error.to_string()
+        let serves = |config: KeyringConfig| {
+            let keyring = Keyring::open(config).unwrap();
+            let kek = kek(&keyring);
+            keyring.unwrap(1, &wrapped(&keyring, kek), &context("a"), Patience::Wait).unwrap();
+            keyring.destroy_kek(kek).unwrap();
         };
-        assert!(refused(strict.clone()).contains("copies=accepted"));
-        let config = accepting();
-        token.shim(&["copyable=unknown", "copies=readable"]);
-        assert_eq!(outcomes(&config), (false, Outcome::Succeeded, Outcome::Accepted));
-        assert!(refused(config).contains("value of a copy"));
-        // What it gives up is this attribute alone.
-        let config = accepting();
-        token.shim(&["weak=yes"]);
-        assert!(refused(config).contains("Modifiable"));
+        let refuses = |config: KeyringConfig, why: &str| {
+            let error = Keyring::open(config).unwrap().create_kek(KekRef::fresh()).unwrap_err();
+            assert!(matches!(error, KeyError::Configuration(_)) && error.to_string().contains(why), "{error}");
+            assert_eq!(token.keys(), 0);
+        };
+        // What can neither be changed nor copied with a change is as good as before.
+        assert_eq!(outcomes(&strict(&[])), (true, Outcome::Refused, Outcome::Refused));
+        serves(strict(&[]));
 
-        let keyring = Keyring::open(accepting()).unwrap();
-        let dek = wrapped(&keyring, kek(&keyring));
-        keyring.unwrap(1, &dek, &context("a"), Patience::Wait).unwrap();
-        let root = keyring.create_root(KekRef::fresh()).unwrap_err();
+        assert_eq!(outcomes(&strict(&["copies=other"])), (false, Outcome::Refused, Outcome::Succeeded));
+        refuses(strict(&["copies=other"]), "copies=accepted");
+        assert_eq!(outcomes(&accepting(&["copies=other"])), (true, Outcome::Refused, Outcome::Accepted));
+        serves(accepting(&["copies=other"]));
+        let root = Keyring::open(accepting(&["copies=other"])).unwrap().create_root(KekRef::fresh()).unwrap_err();
         assert!(root.to_string().contains("cannot keep wrapped KEKs safe"), "{root}");
+
+        assert_eq!(outcomes(&accepting(&["copies=readable"])), (false, Outcome::Succeeded, Outcome::Accepted));
+        refuses(accepting(&["copies=readable"]), "value of a copy");
+        refuses(accepting(&["weak=yes"]), "Modifiable");
     });
 }
 

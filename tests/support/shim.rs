@@ -16,7 +16,8 @@
 //! | `login=lost` | has forgotten, once, who was logged in |
 //! | `weak=yes` | ignores what keeps a key from being copied, changed, or unwrapped with other rights |
 //! | `copyable=unknown` | is older than the attribute that keeps a key from being copied |
-//! | `copies=readable` | lets a key be given any right, as it says |
+//! | `copies=other` | lets a copy be given any use, as it says |
+//! | `copies=readable` | says so of everything |
 //! | `record=PATH` | tells this file each plaintext that passes, 32 bytes at a time |
 
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ const MECHANISM_INVALID: Word = 0x70;
 const PIN_INCORRECT: Word = 0xA0;
 const SESSION_HANDLE_INVALID: Word = 0xB3;
 const AES_GCM: Word = 0x1087;
+const SENSITIVE: Word = 0x103;
+const EXTRACTABLE: Word = 0x162;
 const COPYABLE: Word = 0x171;
 const OWN_IV: usize = 16;
 
@@ -170,7 +173,6 @@ in_session! {
     set_pin = 11;
     close_session = 13;
     session_info = 15;
-    copy_object = 21;
     destroy_object = 22;
     object_size = 23;
     get_attributes = 24;
@@ -235,6 +237,19 @@ unsafe extern "C" fn unwrap_key(s: Word, b: Word, c: Word, d: Word, e: Word, f: 
     wait();
     // SAFETY: as the caller passes them.
     if lost(s) { SESSION_HANDLE_INVALID } else { unsafe { at(61)(s, b, c, d, e, f, g, h) } }
+}
+
+unsafe extern "C" fn copy_object(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {
+    wait();
+    if lost(s) {
+        return SESSION_HANDLE_INVALID;
+    }
+    // SAFETY: the caller passes an array of this length.
+    let asked = unsafe { std::slice::from_raw_parts(c as *const Attribute, d) };
+    let shows = asked.iter().any(|attribute| [SENSITIVE, EXTRACTABLE].contains(&attribute.attribute));
+    let feigned = is("copies", "readable") || is("copies", "other") && !shows;
+    // SAFETY: as the caller passes them.
+    unsafe { at(21)(s, b, c, if feigned { 0 } else { d }, e, f, g, h) }
 }
 
 unsafe extern "C" fn set_attributes(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {

@@ -7,6 +7,7 @@ use super::fault::Fault;
 use super::kek;
 use super::seat::At;
 use super::suite::Suite;
+use crate::keys::configuration;
 use cryptoki::error::Result;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -34,9 +35,9 @@ pub struct Attack {
     pub outcome: Outcome,
 }
 
-type Trial = fn(&Session, Suite) -> Result<Outcome>;
-
 const COPY: &str = "copy a KEK with more rights";
+
+type Trial = fn(&Session, Suite) -> Result<Outcome>;
 
 const KNOWN: [(&str, Trial); 7] = [
     ("read a KEK's value", read),
@@ -61,14 +62,38 @@ pub fn try_all(at: &At, suite: Suite) -> std::result::Result<Vec<Attack>, Fault>
     KNOWN.into_iter().map(one).collect()
 }
 
-fn read(session: &Session, suite: Suite) -> Result<Outcome> {
-    let key = scratch_kek(session, suite)?;
-    Ok(verdict(kek::shows(session, key)))
+/// Refuses a token that does not keep a KEK from being copied, for what whoever has the PIN gains by a copy.
+pub fn weigh_copies(at: &At, suite: Suite) -> std::result::Result<(), Fault> {
+    let succeeds = |trial: Trial| at.apart(|at| Ok(trial(at.session, suite)? == Outcome::Succeeded));
+    if succeeds(copy_readable)? {
+        return Err(configuration("the token would show the value of a copy of a KEK; use another token").into());
+    }
+    if succeeds(copy)? && !at.link.accepts_copies() {
+        return Err(configuration(
+            "the token does not keep CKA_COPYABLE (PKCS#11 2.40), so that whoever has its PIN can copy a KEK and give \
+             the copy other uses: use another token, or accept that by copies=accepted in its URI, as in \
+             pkcs11:token=…?module-path=…&copies=accepted",
+        )
+        .into());
+    }
+    Ok(())
 }
 
+fn read(session: &Session, suite: Suite) -> Result<Outcome> {
+    let key = scratch_kek(session, suite)?;
+    Ok(verdict(readable(session, key)))
+}
+
+/// By the copy itself, or by changing a copy that can be changed.
 fn copy_readable(session: &Session, suite: Suite) -> Result<Outcome> {
     let key = scratch_kek(session, suite)?;
-    Ok(verdict(kek::opens_by_copy(session, key)))
+    let opens = || [Attribute::Extractable(true), Attribute::Sensitive(false)];
+    let shown = |copy: ObjectHandle| {
+        let changed = opens().into_iter().any(|more| session.update_attributes(copy, &[more]).is_ok());
+        changed || readable(session, copy) || extractable(session, copy)
+    };
+    let ways = opens().into_iter().chain([Attribute::Modifiable(true)]);
+    Ok(verdict(ways.into_iter().any(|way| session.copy_object(key, &[way]).is_ok_and(shown))))
 }
 
 fn copy(session: &Session, suite: Suite) -> Result<Outcome> {
@@ -98,7 +123,7 @@ fn unwrap_readable(session: &Session, _: Suite) -> Result<Outcome> {
     let as_it_should_not = loaded(true);
     let loads = |template: &[Attribute]| {
         let key = session.unwrap_key(&Mechanism::AesKeyWrap, root, &wrapped, template);
-        key.is_ok_and(|key| kek::shows(session, key))
+        key.is_ok_and(|key| readable(session, key) || extractable(session, key))
     };
     Ok(verdict(loads(&as_it_should) || loads(&as_it_should_not)))
 }
@@ -115,6 +140,16 @@ fn verdict(succeeded: bool) -> Outcome {
 
 fn more_rights() -> [Attribute; 4] {
     [Attribute::Extractable(true), Attribute::Sensitive(false), Attribute::Wrap(true), Attribute::Derive(true)]
+}
+
+fn readable(session: &Session, key: ObjectHandle) -> bool {
+    session.get_attributes(key, &[AttributeType::Value]).is_ok_and(|found| !found.is_empty())
+}
+
+fn extractable(session: &Session, key: ObjectHandle) -> bool {
+    session
+        .get_attributes(key, &[AttributeType::Extractable])
+        .is_ok_and(|found| found.contains(&Attribute::Extractable(true)))
 }
 
 /// A KEK in everything but that it ends with the session.

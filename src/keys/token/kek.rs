@@ -3,21 +3,17 @@
 //!
 //! MODIFIABLE and COPYABLE are false because many tokens let C_SetAttributeValue or C_CopyObject give a key
 //! more rights than it was made with; and since tokens also ignore parts of a template, it is read back.
-//! Tokens older than PKCS#11 2.40 do not know COPYABLE. They serve where the operator accepts that a KEK can be copied,
-//! once it was seen that no copy can be read.
+//! Tokens older than PKCS#11 2.40 do not know COPYABLE: what a copy gains there is tried.
 
+use super::attacks;
 use super::fault::Fault;
 use super::probe;
 use super::seat::{At, Seat};
 use super::suite::{Key, Suite};
 use crate::keys::{KekRef, KeyError, configuration, unavailable};
-use cryptoki::error::{Error, Result as Answer, RvError};
+use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
-
-const COPIES: &str = "whoever has this token's PIN can copy a KEK and give the copy other uses, since the token does not \
-                      keep CKA_COPYABLE (PKCS#11 2.40): use another token, or accept it, with copies=accepted in the \
-                      token's URI as in pkcs11:token=…?module-path=…&copies=accepted";
 
 impl Seat {
     /// Makes a KEK as a token object. Every KEK is made here.
@@ -82,8 +78,8 @@ fn make(at: &At, kek: KekRef, claim: &impl Fn() -> bool) -> Result<(), Fault> {
     wanted
 }
 
-/// The key, without COPYABLE on a token that does not know it.
-pub fn generate(session: &Session, suite: Suite, template: &[Attribute]) -> Answer<ObjectHandle> {
+/// A new key, without COPYABLE on a token that does not know it.
+pub fn generate(session: &Session, suite: Suite, template: &[Attribute]) -> cryptoki::error::Result<ObjectHandle> {
     match session.generate_key(&probe::mechanism(suite), template) {
         Err(Error::Pkcs11(RvError::AttributeTypeInvalid, _)) => {
             let known = template.iter().filter(|a| a.attribute_type() != AttributeType::Copyable).cloned();
@@ -91,28 +87,6 @@ pub fn generate(session: &Session, suite: Suite, template: &[Attribute]) -> Answ
         }
         made => made,
     }
-}
-
-/// Whether a copy of the key shows what the key does not, or can be made to.
-pub fn opens_by_copy(session: &Session, key: ObjectHandle) -> bool {
-    let ways = [Attribute::Extractable(true), Attribute::Sensitive(false), Attribute::Modifiable(true)];
-    ways.into_iter().any(|way| {
-        let Ok(copy) = session.copy_object(key, &[Attribute::Token(false), way]) else { return false };
-        let opened = [Attribute::Extractable(true), Attribute::Sensitive(false)]
-            .into_iter()
-            .any(|more| session.update_attributes(copy, &[more]).is_ok());
-        let opened = opened || shows(session, copy);
-        let _ = session.destroy_object(copy);
-        opened
-    })
-}
-
-/// Whether the token shows the value of a key, or lets it be wrapped out.
-pub fn shows(session: &Session, key: ObjectHandle) -> bool {
-    let value = session.get_attributes(key, &[AttributeType::Value]);
-    let extractable = session.get_attributes(key, &[AttributeType::Extractable]);
-    value.is_ok_and(|found| !found.is_empty())
-        || extractable.is_ok_and(|found| found.contains(&Attribute::Extractable(true)))
 }
 
 impl At<'_> {
@@ -156,11 +130,7 @@ fn verify(at: &At, kek: KekRef, Key { handle: key, suite }: Key) -> Result<(), F
     let lost: Vec<_> =
         wanted.iter().filter(|attribute| !found.contains(attribute)).map(|a| a.attribute_type()).collect();
     if lost == [AttributeType::Copyable] {
-        if !at.link.accepts_copies() {
-            return Err(configuration(COPIES).into());
-        } else if opens_by_copy(at.session, key) {
-            return Err(configuration("the token would show the value of a copy of a KEK; use another token").into());
-        }
+        attacks::weigh_copies(at, suite)?;
     } else if !lost.is_empty() {
         let message =
             format!("the token does not keep these attributes of a KEK as asked: {lost:?}; use another token");
