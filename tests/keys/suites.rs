@@ -152,7 +152,7 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
 #[test]
 fn a_token_that_lets_keys_be_copied_serves_where_that_is_accepted() {
     isolated("suites::a_token_that_lets_keys_be_copied_serves_where_that_is_accepted", |token| {
-        let strict = |lines: &[&str]| token.config_with_shim(&[&["copyable=unknown"], lines].concat());
+        let strict = |lines: &[&str]| token.config_with_shim(&[&["copyable=unknown"][..], lines].concat());
         let accepting = |lines: &[&str]| {
             let config = strict(lines);
             KeyringConfig { uri: format!("{}&copies=accepted", config.uri).parse().unwrap(), ..config }

@@ -92,8 +92,8 @@ fn copy_readable(session: &Session, suite: Suite) -> Result<Outcome> {
         let changed = opens().into_iter().any(|more| session.update_attributes(copy, &[more]).is_ok());
         changed || readable(session, copy) || extractable(session, copy)
     };
-    let ways = opens().into_iter().chain([Attribute::Modifiable(true)]);
-    Ok(verdict(ways.into_iter().any(|way| session.copy_object(key, &[way]).is_ok_and(shown))))
+    let mut ways = opens().into_iter().chain([Attribute::Modifiable(true)]);
+    Ok(verdict(ways.any(|way| session.copy_object(key, &[way]).is_ok_and(shown))))
 }
 
 fn copy(session: &Session, suite: Suite) -> Result<Outcome> {
