@@ -148,6 +148,24 @@ fn what_has_to_be_put_right_before_the_start_is_named() {
 }
 
 #[test]
+fn a_root_key_is_made_where_it_guards_what_is_wrapped_and_nowhere_else() {
+    isolated("a_root_key_is_made_where_it_guards_what_is_wrapped_and_nowhere_else", |token| {
+        let keyring = token.open();
+        let (root, kek) = (KekRef::fresh(), KekRef::fresh());
+        let made = keyring.create_root(root);
+        if token.guards_wrapped_keys() {
+            made.unwrap();
+            keyring.create_wrapped_kek(kek, root, ("organizationId".to_owned(), "a".to_owned())).unwrap();
+            assert_eq!(token.keys(), 1);
+        } else {
+            let error = made.unwrap_err();
+            assert!(error.to_string().contains("this token cannot keep wrapped KEKs safe"), "{error}");
+            assert_eq!(token.keys(), 0);
+        }
+    });
+}
+
+#[test]
 fn a_warm_pool_makes_deks_without_the_token() {
     isolated("a_warm_pool_makes_deks_without_the_token", |token| {
         let mut config = token.config();

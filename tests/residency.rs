@@ -15,7 +15,7 @@ use second::Second;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
-use token::{SOFTHSM, Token, context, eventually, isolated};
+use token::{Token, context, eventually, isolated, slot};
 use vaultfs::keys::{Home, KekRef, KeyError, Lodging, Patience, WrappedKek};
 use vaultfs::vault::{Caller, Options, Residency, Result, Vault};
 use world::{Dying, World, errno, open, read, set_pair};
@@ -64,6 +64,33 @@ fn wrapped_keks_take_no_room_in_the_token() {
             assert_eq!(read(&world.vault, *id).unwrap(), *value);
         }
         is_sound(&world.vault);
+        assert_eq!(token.keys(), keys);
+        world.vault.close().unwrap();
+    });
+}
+
+#[test]
+fn a_token_that_would_give_wrapped_keks_away_is_not_asked_to_hold_them() {
+    isolated("a_token_that_would_give_wrapped_keks_away_is_not_asked_to_hold_them", |token| {
+        let (directory, config) = (tempfile::tempdir().unwrap(), token.config());
+        let state = directory.path().join("state");
+        let made = Vault::init_residing(&state, &config.uri.to_string(), &config.pin.to_string(), "wrapped");
+        if token.guards_wrapped_keys() {
+            made.unwrap();
+            return assert_eq!(token.keys(), 2, "the vault's own KEK and the root key");
+        }
+        let refused = |why: String| assert!(why.contains("this token cannot keep wrapped KEKs safe"), "{why}");
+        refused(made.unwrap_err().to_string());
+        assert_eq!(token.keys(), 0);
+        let world = World::new(token);
+        world.org("acme");
+        let keys = token.keys();
+        let made =
+            world.vault.create_organization_at(&Caller::daemon(), "other", (None, None), Some(Residency::Wrapped));
+        refused(made.err().unwrap().to_string());
+        assert_eq!(errno(world.vault.organization("other")), libc::ENOENT);
+        refused(world.vault.move_keys(&Caller::daemon(), "acme", Residency::Wrapped).unwrap_err().to_string());
+        assert_eq!(residencies(&world.vault, "acme"), current("token", 1));
         assert_eq!(token.keys(), keys);
         world.vault.close().unwrap();
     });
@@ -332,9 +359,8 @@ fn a_wrapped_kek_cannot_be_unwrapped_as_a_readable_key() {
         keyring.create_root(root).unwrap();
         let blob = keyring.create_wrapped_kek(0, KekRef::fresh(), root, pair("a")).unwrap().blob;
         // What somebody with the PIN and a copy of the records can do; the keyring has logged the process in.
-        let pkcs11 = Pkcs11::new(SOFTHSM).unwrap();
-        let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
-        let session = pkcs11.open_rw_session(slot).unwrap();
+        let pkcs11 = Pkcs11::new(token.module()).unwrap();
+        let session = pkcs11.open_rw_session(slot(&pkcs11)).unwrap();
         let id = [&root.id[..], &root.version.to_be_bytes()].concat();
         let [root] = session.find_objects(&[Attribute::Id(id)]).unwrap()[..] else { panic!("one root") };
         let unwrap = |changes: &[Attribute]| {

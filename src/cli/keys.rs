@@ -299,6 +299,7 @@ fn described(found: &TokenCheck) -> String {
         let outcome = match attack.outcome {
             Outcome::Refused => "refused",
             Outcome::Succeeded => "SUCCEEDS",
+            Outcome::Accepted => "succeeds, accepted",
             Outcome::NotPossible => "not possible",
         };
         [attack.attack.clone(), outcome.to_owned()]

@@ -19,6 +19,13 @@ pub struct TokenUri {
     module_path: Option<PathBuf>,
     module_name: Option<String>,
     pin_source: Option<PinSource>,
+    copies: Option<Copies>,
+}
+
+/// What the operator says of a token that does not keep CKA_COPYABLE.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Copies {
+    Accepted,
 }
 
 impl TokenUri {
@@ -32,6 +39,7 @@ impl TokenUri {
         module_path: None,
         module_name: None,
         pin_source: None,
+        copies: None,
     };
 
     /// The shared object to load, an absolute path.
@@ -42,6 +50,11 @@ impl TokenUri {
     /// Where the URI says that the PIN is; for callers without a setting of their own. Not part of `Display`.
     pub fn pin_source(&self) -> Option<&PinSource> {
         self.pin_source.as_ref()
+    }
+
+    /// Whether the operator takes a token that lets a KEK be copied, as long as no copy can be read.
+    pub(super) fn accepts_copies(&self) -> bool {
+        self.copies == Some(Copies::Accepted)
     }
 
     /// Whether a token with these descriptions is meant.
@@ -81,10 +94,14 @@ impl TokenUri {
             }
             "module-name" => set(&mut self.module_name, name, text(name, value)?),
             "pin-source" => set(&mut self.pin_source, name, text(name, value)?.parse()?),
+            "copies" if value == b"accepted" => set(&mut self.copies, name, Copies::Accepted),
+            "copies" => Err(refused("copies can be accepted, and nothing else")),
             "pin-value" => {
                 Err(refused("pin-value is refused, since whoever sees the URI sees the PIN: use a PIN source"))
             }
-            _ => Err(refused(&format!("unknown attribute {name}; known are module-path, module-name, pin-source"))),
+            _ => Err(refused(&format!(
+                "unknown attribute {name}; known are module-path, module-name, pin-source, copies"
+            ))),
         }
     }
 }
@@ -184,6 +201,10 @@ impl fmt::Display for TokenUri {
         }
         if let Some(name) = &self.module_name {
             write!(uri, "{separator}module-name={}", encode(name.as_bytes(), b":"))?;
+            separator = "&";
+        }
+        if self.accepts_copies() {
+            write!(uri, "{separator}copies=accepted")?;
         }
         f.write_str(&uri)
     }
@@ -226,9 +247,10 @@ mod tests {
 
     #[test]
     fn the_canonical_form_is_stable_and_has_no_pin() {
-        let written = "PKCS11:model=SoftHSM%20v2;token=fs%2dprod%3B1;id=%01a?pin-source=file:/etc/pin&module-path=/usr/lib/a b.so";
+        let written = "PKCS11:model=SoftHSM%20v2;token=fs%2dprod%3B1;id=%01a?copies=accepted&pin-source=file:/etc/pin&module-path=/usr/lib/a b.so";
         let uri: TokenUri = written.parse().unwrap();
-        let canonical = "pkcs11:token=fs-prod%3B1;model=SoftHSM%20v2;id=%01%61?module-path=/usr/lib/a%20b.so";
+        let canonical =
+            "pkcs11:token=fs-prod%3B1;model=SoftHSM%20v2;id=%01%61?module-path=/usr/lib/a%20b.so&copies=accepted";
         assert_eq!(uri.to_string(), canonical);
         assert_eq!(uri.pin_source(), Some(&PinSource::File("/etc/pin".into())));
         assert_eq!(canonical.parse::<TokenUri>().unwrap().to_string(), canonical);
@@ -256,6 +278,7 @@ mod tests {
         assert!(refusal("pkcs11:token=a;slot-id=1").contains("slot-id"));
         assert!(refusal("pkcs11:token=a;colour=red").contains("unknown attribute colour"));
         assert!(refusal("pkcs11:token=a?module-path=m.so").contains("absolute"));
+        assert!(refusal("pkcs11:token=a?copies=any").contains("accepted"));
         let message = refusal("pkcs11:token=a?pin-value=987654");
         assert!(message.contains("pin-value") && !message.contains("987654"), "{message}");
     }

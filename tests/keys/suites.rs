@@ -3,7 +3,8 @@
 use crate::token::{context, eventually, isolated, kek, refusal, wrapped};
 use std::time::Duration;
 use vaultfs::keys::{
-    KekRef, KeyError, Keyring, Outcome, Patience, PinSource, SUITE_HMAC_KDF, SUITE_TOKEN_GCM, WrapLayer, WrappedDek,
+    KekRef, KeyError, Keyring, KeyringConfig, Outcome, Patience, PinSource, SUITE_HMAC_KDF, SUITE_TOKEN_GCM, WrapLayer,
+    WrappedDek,
 };
 
 /// Behaviours of the shim, and the suite and the length of the IV or salt that they lead to.
@@ -126,7 +127,7 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
             token.shim(&[behaviour]);
             let found = Keyring::check_token(good.uri.clone(), &good.pin).unwrap();
             assert!(found.attacks.iter().all(|a| a.outcome == Outcome::Refused), "{behaviour}: {:?}", found.attacks);
-            assert!(found.is_safe() && found.wrap_us.is_some() && found.attacks.len() == 6);
+            assert!(found.is_safe() && found.wrap_us.is_some() && found.attacks.len() == 7);
             assert!(found.mechanisms.iter().any(|m| m.mechanism == "SHA256_HMAC" && m.offered));
         }
         token.shim(&["weak=yes"]);
@@ -145,6 +146,47 @@ fn attacks_are_refused_by_a_good_token_and_seen_to_succeed_on_a_weak_one() {
         let error = keyring.create_kek(KekRef::fresh()).unwrap_err();
         assert!(error.to_string().contains("does not keep these attributes"), "{error}");
         assert_eq!(token.keys(), 0);
+    });
+}
+
+#[test]
+fn a_token_that_lets_keys_be_copied_serves_where_that_is_accepted() {
+    isolated("suites::a_token_that_lets_keys_be_copied_serves_where_that_is_accepted", |token| {
+        let strict = |lines: &[&str]| token.config_with_shim(&[&["copyable=unknown"][..], lines].concat());
+        let accepting = |lines: &[&str]| {
+            let config = strict(lines);
+            KeyringConfig { uri: format!("{}&copies=accepted", config.uri).parse().unwrap(), ..config }
+        };
+        let outcomes = |config: &KeyringConfig| {
+            let found = Keyring::check_token(config.uri.clone(), &config.pin).unwrap();
+            let of = |which: &str| found.attacks.iter().find(|a| a.attack == which).unwrap().outcome;
+            (found.is_safe(), of("copy a KEK as a readable key"), of("copy a KEK with more rights"))
+        };
+        let serves = |config: KeyringConfig| {
+            let keyring = Keyring::open(config).unwrap();
+            let kek = kek(&keyring);
+            keyring.unwrap(1, &wrapped(&keyring, kek), &context("a"), Patience::Wait).unwrap();
+            keyring.destroy_kek(kek).unwrap();
+        };
+        let refuses = |config: KeyringConfig, why: &str| {
+            let error = Keyring::open(config).unwrap().create_kek(KekRef::fresh()).unwrap_err();
+            assert!(matches!(error, KeyError::Configuration(_)) && error.to_string().contains(why), "{error}");
+            assert_eq!(token.keys(), 0);
+        };
+        // What can neither be changed nor copied with a change is as good as before.
+        assert_eq!(outcomes(&strict(&[])), (true, Outcome::Refused, Outcome::Refused));
+        serves(strict(&[]));
+
+        assert_eq!(outcomes(&strict(&["copies=other"])), (false, Outcome::Refused, Outcome::Succeeded));
+        refuses(strict(&["copies=other"]), "copies=accepted");
+        assert_eq!(outcomes(&accepting(&["copies=other"])), (true, Outcome::Refused, Outcome::Accepted));
+        serves(accepting(&["copies=other"]));
+        let root = Keyring::open(accepting(&["copies=other"])).unwrap().create_root(KekRef::fresh()).unwrap_err();
+        assert!(root.to_string().contains("cannot keep wrapped KEKs safe"), "{root}");
+
+        assert_eq!(outcomes(&accepting(&["copies=readable"])), (false, Outcome::Succeeded, Outcome::Accepted));
+        refuses(accepting(&["copies=readable"]), "value of a copy");
+        refuses(accepting(&["weak=yes"]), "Modifiable");
     });
 }
 

@@ -2,7 +2,8 @@
 //! the token from outside.
 //!
 //! `VAULTFS_TEST_MODULE` says through what the token is reached: `softhsm` (or nothing), `p11-kit` (a server process in
-//! front of SoftHSM), `kryoptic=PATH` of the module, or `shim=LINE` (SoftHSM behind `../support/shim.rs`).
+//! front of SoftHSM), `kryoptic=PATH` of the module, `opencryptoki`, or `shim=LINE` (SoftHSM behind
+//! `../support/shim.rs`).
 
 #[path = "../support/shimmed.rs"]
 mod shimmed;
@@ -10,15 +11,17 @@ mod shimmed;
 use cryptoki::context::Pkcs11;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use vaultfs::keys::{CacheLimits, KekRef, KeyError, Keyring, KeyringConfig, Patience, PinSource, WrappedDek};
+use vaultfs::keys::{CacheLimits, KekRef, KeyError, Keyring, KeyringConfig, Patience, PinSource, TokenUri, WrappedDek};
 
 pub const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const P11_KIT: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
+const OPENCRYPTOKI: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/libopencryptoki.so";
 const DIRECTORY: &str = "VAULTFS_TEST_TOKEN";
 pub const PIN: &str = "12345678";
 const SO_PIN: &str = "87654321";
@@ -28,6 +31,7 @@ enum Way {
     SoftHsm,
     P11Kit,
     Kryoptic(PathBuf),
+    OpenCryptoki,
     Shim(String),
 }
 
@@ -37,6 +41,7 @@ impl Way {
         match text.split_once('=') {
             None if text.is_empty() || text == "softhsm" => Way::SoftHsm,
             None if text == "p11-kit" => Way::P11Kit,
+            None if text == "opencryptoki" => Way::OpenCryptoki,
             Some(("kryoptic", path)) => Way::Kryoptic(path.into()),
             Some(("shim", line)) => Way::Shim(line.to_owned()),
             _ => panic!("VAULTFS_TEST_MODULE={text}"),
@@ -53,7 +58,11 @@ pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
     let token = Token { directory: directory.path().to_owned() };
     token.make();
     let mut server = matches!(Way::chosen(), Way::P11Kit).then(|| token.serve());
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let binary = std::env::current_exe().unwrap();
+    let mut child = match Way::chosen() {
+        Way::OpenCryptoki => on_a_machine_of_its_own(&binary),
+        _ => Command::new(binary),
+    };
     let child = token
         .environment(&mut child)
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
@@ -69,6 +78,15 @@ pub fn isolated(name: &str, test: impl FnOnce(&Token)) {
     assert!(child.status.success() && out.contains("1 passed"), "{name}: {}\n{out}\n{err}", child.status);
 }
 
+/// opencryptoki has one token for the whole machine, and a daemon: namespaces make every test its own.
+fn on_a_machine_of_its_own(binary: &Path) -> Command {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys/opencryptoki");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", script, SO_PIN, PIN]);
+    command.arg(binary);
+    command
+}
+
 pub struct Token {
     directory: PathBuf,
 }
@@ -80,19 +98,27 @@ impl Token {
         let configuration = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
         std::fs::write(self.configuration(), configuration).unwrap();
         self.shim(&[]);
-        if let Way::Kryoptic(module) = Way::chosen() {
-            let database = tokens.join("token.sql");
-            let slot = format!("[[slots]]\nslot = 42\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display());
-            std::fs::write(self.directory.join("kryoptic.conf"), slot).unwrap();
-            let tool = |arguments: &[&str]| {
-                let mut tool = Command::new("pkcs11-tool");
-                run(self.environment(&mut tool).arg("--module").arg(&module).args(["--slot", "42"]).args(arguments));
-            };
-            tool(&["--init-token", "--label", "vault", "--so-pin", SO_PIN]);
-            tool(&["--init-pin", "--login", "--login-type", "so", "--so-pin", SO_PIN, "--new-pin", PIN]);
-        } else {
-            self.softhsm(&["--init-token", "--free", "--label", "vault", "--so-pin", SO_PIN, "--pin", PIN]);
+        match Way::chosen() {
+            Way::Kryoptic(module) => self.kryoptic(&module),
+            // Its namespaces end with the test, so it is made in them.
+            Way::OpenCryptoki => {}
+            _ => self.softhsm(&["--init-token", "--free", "--label", "vault", "--so-pin", SO_PIN, "--pin", PIN]),
         }
+    }
+
+    fn kryoptic(&self, module: &Path) {
+        let slot = |number: u32| {
+            let database = self.tokens().join(format!("{number}.sql"));
+            format!("[[slots]]\nslot = {number}\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display())
+        };
+        // The token, and a slot for another.
+        std::fs::write(self.directory.join("kryoptic.conf"), slot(42) + &slot(43)).unwrap();
+        let tool = |arguments: &[&str]| {
+            let mut tool = Command::new("pkcs11-tool");
+            run(self.environment(&mut tool).arg("--module").arg(module).args(["--slot", "42"]).args(arguments));
+        };
+        tool(&["--init-token", "--label", "vault", "--so-pin", SO_PIN]);
+        tool(&["--init-pin", "--login", "--login-type", "so", "--so-pin", SO_PIN, "--new-pin", PIN]);
     }
 
     /// A server process in front of SoftHSM; it listens when this returns.
@@ -125,14 +151,23 @@ impl Token {
             Way::SoftHsm => SOFTHSM.into(),
             Way::P11Kit => P11_KIT.into(),
             Way::Kryoptic(path) => path,
+            Way::OpenCryptoki => OPENCRYPTOKI.into(),
             Way::Shim(_) => shimmed::path(),
+        }
+    }
+
+    /// The module behind what stands in front of the token.
+    fn real(&self) -> PathBuf {
+        match Way::chosen() {
+            Way::Kryoptic(_) | Way::OpenCryptoki => self.module(),
+            Way::SoftHsm | Way::P11Kit | Way::Shim(_) => SOFTHSM.into(),
         }
     }
 
     /// How the shim behaves from now on.
     pub fn shim(&self, lines: &[&str]) {
         let always = if let Way::Shim(line) = Way::chosen() { line } else { String::new() };
-        let text = format!("module={SOFTHSM}\n{}\n{always}\n", lines.join("\n"));
+        let text = format!("module={}\n{}\n{always}\n", self.real().display(), lines.join("\n"));
         let (new, path) = (self.directory.join("shim.new"), self.directory.join("shim"));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, path).unwrap();
@@ -141,8 +176,7 @@ impl Token {
     /// The token behind the shim, which behaves so from now on.
     pub fn config_with_shim(&self, lines: &[&str]) -> KeyringConfig {
         self.shim(lines);
-        let uri = format!("pkcs11:token=vault?module-path={}", shimmed::path().display());
-        KeyringConfig { uri: uri.parse().unwrap(), ..self.config() }
+        KeyringConfig { uri: uri(&shimmed::path()), ..self.config() }
     }
 
     fn tokens(&self) -> PathBuf {
@@ -162,7 +196,7 @@ impl Token {
         std::fs::write(&path, format!("{pin}\n")).unwrap();
         set_mode(&path, 0o600);
         KeyringConfig {
-            uri: format!("pkcs11:token=vault?module-path={}", self.module().display()).parse().unwrap(),
+            uri: uri(&self.module()),
             pin: PinSource::File(path),
             timeout: Duration::from_secs(5),
             cache: CacheLimits { entries: 10_000, soft: Duration::from_secs(300), hard: Duration::from_secs(900) },
@@ -189,11 +223,21 @@ impl Token {
         std::fs::rename(self.directory.join("away"), self.tokens()).unwrap();
     }
 
+    /// Whether it keeps what is wrapped under a root key from being read.
+    pub fn guards_wrapped_keys(&self) -> bool {
+        match Way::chosen() {
+            Way::SoftHsm | Way::Kryoptic(_) => true,
+            Way::Shim(line) => !["gcm=none", "gcm=appended", "weak=yes"].contains(&line.as_str()),
+            // Neither has AES-GCM.
+            Way::P11Kit | Way::OpenCryptoki => false,
+        }
+    }
+
     /// A second token that nobody can log in to.
     pub fn without_user_pin(&self, label: &str) {
         self.beside(|pkcs11| {
             let slots = pkcs11.get_all_slots().unwrap();
-            let free = |slot: &&cryptoki::slot::Slot| !pkcs11.get_token_info(**slot).unwrap().token_initialized();
+            let free = |slot: &&Slot| !pkcs11.get_token_info(**slot).unwrap().token_initialized();
             let slot = *slots.iter().find(free).unwrap();
             pkcs11.init_token(slot, &AuthPin::from(SO_PIN.to_owned()), label).unwrap();
         });
@@ -310,9 +354,8 @@ impl Token {
 
     /// As another process, and past what stands in front of the token.
     fn pkcs11_tool(&self, arguments: &[&str]) -> String {
-        let module = if let Way::Kryoptic(path) = Way::chosen() { path } else { SOFTHSM.into() };
         let mut tool = Command::new("pkcs11-tool");
-        tool.arg("--module").arg(module).args(["--token-label", "vault", "--login", "--pin", PIN]).args(arguments);
+        tool.arg("--module").arg(self.real()).args(["--token-label", "vault", "--login", "--pin", PIN]).args(arguments);
         run(self.environment(&mut tool))
     }
 }
@@ -324,12 +367,24 @@ fn wrap_out(session: &Session, key: ObjectHandle) -> cryptoki::error::Result<Vec
     session.wrap_key(&Mechanism::AesKeyWrap, wrapping, key)
 }
 
+/// The slot of the token.
+pub fn slot(pkcs11: &Pkcs11) -> Slot {
+    // `cryptoki` cannot read opencryptoki's clock, and refuses to say anything of its token.
+    let initialized = |slot: &Slot| pkcs11.get_token_info(*slot).map_or(true, |info| info.token_initialized());
+    pkcs11.get_slots_with_token().unwrap().into_iter().find(initialized).unwrap()
+}
+
 fn session(pkcs11: &Pkcs11) -> Session {
-    let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
-    let session = pkcs11.open_rw_session(slot).unwrap();
+    let session = pkcs11.open_rw_session(slot(pkcs11)).unwrap();
     // The keyring has logged the process in.
     let _ = session.login(UserType::User, Some(&AuthPin::from(PIN.to_owned())));
     session
+}
+
+fn uri(module: &Path) -> TokenUri {
+    // It is older than the attribute that keeps keys from being copied.
+    let copies = if let Way::OpenCryptoki = Way::chosen() { "&copies=accepted" } else { "" };
+    format!("pkcs11:token=vault?module-path={}{copies}", module.display()).parse().unwrap()
 }
 
 fn hex(kek: KekRef) -> String {

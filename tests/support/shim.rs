@@ -15,6 +15,9 @@
 //! | `login=refused` | refuses every PIN |
 //! | `login=lost` | has forgotten, once, who was logged in |
 //! | `weak=yes` | ignores what keeps a key from being copied, changed, or unwrapped with other rights |
+//! | `copyable=unknown` | is older than the attribute that keeps a key from being copied |
+//! | `copies=other` | lets a copy be given any use, as it says |
+//! | `copies=readable` | says so of everything |
 //! | `record=PATH` | tells this file each plaintext that passes, 32 bytes at a time |
 
 use std::collections::HashMap;
@@ -29,10 +32,14 @@ type Word = usize;
 type Function = unsafe extern "C" fn(Word, Word, Word, Word, Word, Word, Word, Word) -> Word;
 
 const OK: Word = 0;
+const ATTRIBUTE_TYPE_INVALID: Word = 0x12;
 const MECHANISM_INVALID: Word = 0x70;
 const PIN_INCORRECT: Word = 0xA0;
 const SESSION_HANDLE_INVALID: Word = 0xB3;
 const AES_GCM: Word = 0x1087;
+const SENSITIVE: Word = 0x103;
+const EXTRACTABLE: Word = 0x162;
+const COPYABLE: Word = 0x171;
 const OWN_IV: usize = 16;
 
 /// CK_FUNCTION_LIST: a version, padded to a word, and 68 functions in the order of PKCS#11 2.40.
@@ -166,11 +173,9 @@ in_session! {
     set_pin = 11;
     close_session = 13;
     session_info = 15;
-    copy_object = 21;
     destroy_object = 22;
     object_size = 23;
     get_attributes = 24;
-    set_attributes = 25;
     find_init = 26;
     find = 27;
     find_final = 28;
@@ -211,7 +216,7 @@ unsafe extern "C" fn login(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word,
 fn weakened(template: Word, count: Word) -> Vec<Attribute> {
     // SAFETY: the caller passes an array of this length.
     let all = unsafe { std::slice::from_raw_parts(template as *const Attribute, count) };
-    let ignored: &[Word] = if is("weak", "yes") { &[0x170, 0x171, 0x4000_0212] } else { &[] };
+    let ignored: &[Word] = if is("weak", "yes") { &[0x170, COPYABLE, 0x4000_0212] } else { &[] };
     all.iter().filter(|attribute| !ignored.contains(&attribute.attribute)).copied().collect()
 }
 
@@ -221,6 +226,9 @@ unsafe extern "C" fn generate_key(s: Word, b: Word, c: Word, d: Word, e: Word, f
         return SESSION_HANDLE_INVALID;
     }
     let template = weakened(c, d);
+    if is("copyable", "unknown") && template.iter().any(|attribute| attribute.attribute == COPYABLE) {
+        return ATTRIBUTE_TYPE_INVALID;
+    }
     // SAFETY: as the caller passes them, with a template that lives as long as the call.
     unsafe { at(58)(s, b, template.as_ptr() as Word, template.len(), e, f, g, h) }
 }
@@ -229,6 +237,29 @@ unsafe extern "C" fn unwrap_key(s: Word, b: Word, c: Word, d: Word, e: Word, f: 
     wait();
     // SAFETY: as the caller passes them.
     if lost(s) { SESSION_HANDLE_INVALID } else { unsafe { at(61)(s, b, c, d, e, f, g, h) } }
+}
+
+unsafe extern "C" fn copy_object(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {
+    wait();
+    if lost(s) {
+        return SESSION_HANDLE_INVALID;
+    }
+    // SAFETY: the caller passes an array of this length.
+    let asked = unsafe { std::slice::from_raw_parts(c as *const Attribute, d) };
+    let shows = asked.iter().any(|attribute| [SENSITIVE, EXTRACTABLE].contains(&attribute.attribute));
+    let feigned = is("copies", "readable") || is("copies", "other") && !shows;
+    // SAFETY: as the caller passes them.
+    unsafe { at(21)(s, b, c, if feigned { 0 } else { d }, e, f, g, h) }
+}
+
+unsafe extern "C" fn set_attributes(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {
+    wait();
+    match (lost(s), is("copies", "readable")) {
+        (true, _) => SESSION_HANDLE_INVALID,
+        (_, true) => OK,
+        // SAFETY: as the caller passes them.
+        _ => unsafe { at(25)(s, b, c, d, e, f, g, h) },
+    }
 }
 
 unsafe extern "C" fn sign_init(s: Word, b: Word, c: Word, d: Word, e: Word, f: Word, g: Word, h: Word) -> Word {

@@ -5,9 +5,9 @@
 
 use super::fault::Fault;
 use super::kek;
-use super::probe::mechanism;
 use super::seat::At;
 use super::suite::Suite;
+use crate::keys::configuration;
 use cryptoki::error::Result;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -22,6 +22,8 @@ use std::ffi::c_void;
 pub enum Outcome {
     Refused,
     Succeeded,
+    /// It succeeded, and the operator has accepted that.
+    Accepted,
     /// The token lacks what the attack needs.
     NotPossible,
 }
@@ -33,11 +35,14 @@ pub struct Attack {
     pub outcome: Outcome,
 }
 
+const COPY: &str = "copy a KEK with more rights";
+
 type Trial = fn(&Session, Suite) -> Result<Outcome>;
 
-const KNOWN: [(&str, Trial); 6] = [
+const KNOWN: [(&str, Trial); 7] = [
     ("read a KEK's value", read),
-    ("copy a KEK with more rights", copy),
+    ("copy a KEK as a readable key", copy_readable),
+    (COPY, copy),
     ("give a KEK more rights", change),
     ("wrap a KEK out under a key of one's own", wrap_out),
     ("unwrap a wrapped KEK as a readable key", unwrap_readable),
@@ -48,15 +53,47 @@ const KNOWN: [(&str, Trial); 6] = [
 pub fn try_all(at: &At, suite: Suite) -> std::result::Result<Vec<Attack>, Fault> {
     let one = |(attack, trial): (&str, Trial)| {
         // Scratch keys end with their session.
-        let outcome = at.apart(|at| Ok(trial(at.session, suite).unwrap_or(Outcome::NotPossible)))?;
+        let outcome = match at.apart(|at| Ok(trial(at.session, suite).unwrap_or(Outcome::NotPossible)))? {
+            Outcome::Succeeded if attack == COPY && at.link.accepts_copies() => Outcome::Accepted,
+            outcome => outcome,
+        };
         Ok(Attack { attack: attack.to_owned(), outcome })
     };
     KNOWN.into_iter().map(one).collect()
 }
 
+/// Refuses a token that does not keep a KEK from being copied, for what whoever has the PIN gains by a copy.
+pub fn weigh_copies(at: &At, suite: Suite) -> std::result::Result<(), Fault> {
+    let succeeds = |trial: Trial| at.apart(|at| Ok(trial(at.session, suite)? == Outcome::Succeeded));
+    if succeeds(copy_readable)? {
+        return Err(configuration("the token would show the value of a copy of a KEK; use another token").into());
+    }
+    if succeeds(copy)? && !at.link.accepts_copies() {
+        return Err(configuration(
+            "the token does not keep CKA_COPYABLE (PKCS#11 2.40), so that whoever has its PIN can copy a KEK and give \
+             the copy other uses: use another token, or accept that by copies=accepted in its URI, as in \
+             pkcs11:token=…?module-path=…&copies=accepted",
+        )
+        .into());
+    }
+    Ok(())
+}
+
 fn read(session: &Session, suite: Suite) -> Result<Outcome> {
     let key = scratch_kek(session, suite)?;
     Ok(verdict(readable(session, key)))
+}
+
+/// By the copy itself, or by changing a copy that can be changed.
+fn copy_readable(session: &Session, suite: Suite) -> Result<Outcome> {
+    let key = scratch_kek(session, suite)?;
+    let opens = || [Attribute::Extractable(true), Attribute::Sensitive(false)];
+    let shown = |copy: ObjectHandle| {
+        let changed = opens().into_iter().any(|more| session.update_attributes(copy, &[more]).is_ok());
+        changed || readable(session, copy) || extractable(session, copy)
+    };
+    let mut ways = opens().into_iter().chain([Attribute::Modifiable(true)]);
+    Ok(verdict(ways.any(|way| session.copy_object(key, &[way]).is_ok_and(shown))))
 }
 
 fn copy(session: &Session, suite: Suite) -> Result<Outcome> {
@@ -121,7 +158,7 @@ fn scratch_kek(session: &Session, suite: Suite) -> Result<ObjectHandle> {
         .into_iter()
         .chain([Attribute::Token(false), Attribute::KeyType(suite.key_type()), Attribute::ValueLen(32.into())])
         .collect();
-    session.generate_key(&mechanism(suite), &template)
+    kek::generate(session, suite, &template)
 }
 
 /// A key as the root of wrapped KEKs has to be.

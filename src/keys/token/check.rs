@@ -68,7 +68,7 @@ impl Seat {
                 Err(other) => return Err(other),
             };
             let slot = at.link.slot(at.entered)?;
-            let info = at.entered.pkcs11().get_token_info(slot)?;
+            let info = at.entered.token_info(slot)?;
             let mut check = TokenCheck {
                 label: info.label().to_owned(),
                 serial: info.serial_number().to_owned(),

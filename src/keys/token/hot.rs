@@ -1,10 +1,11 @@
 //! The calls of the hot path, straight on the module's C interface: one call and a fixed buffer.
 //!
 //! `cryptoki` asks for the length first, which doubles the round trips of a network token and fails on
-//! modules that report it too short.
+//! modules that report it too short. It is passed by as well where a token's clock, which it would read, is none.
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, Rv};
+use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki_sys::*;
 use libloading::{Library, Symbol};
 use std::ffi::c_void;
@@ -24,6 +25,7 @@ pub struct Hot {
     encrypt: (Init, Run),
     decrypt: (Init, Run),
     sign: (Init, Run),
+    token_info: unsafe extern "C" fn(CK_SLOT_ID, *mut CK_TOKEN_INFO) -> CK_RV,
     /// The functions live as long as it.
     _library: Library,
 }
@@ -73,6 +75,7 @@ impl Hot {
             encrypt: pair(list.C_EncryptInit, list.C_Encrypt).ok_or_else(missing)?,
             decrypt: pair(list.C_DecryptInit, list.C_Decrypt).ok_or_else(missing)?,
             sign: pair(list.C_SignInit, list.C_Sign).ok_or_else(missing)?,
+            token_info: list.C_GetTokenInfo.ok_or("it lacks C_GetTokenInfo")?,
             _library: library,
         }))
     }
@@ -86,6 +89,16 @@ impl Hot {
     pub fn decrypt(&self, at: Place, iv: &[u8], aad: &[u8; 32], ciphertext: &[u8]) -> Result<Output, Error> {
         let mut iv = iv.to_vec();
         gcm(self.decrypt, (Function::DecryptInit, Function::Decrypt), at, &mut iv, aad, ciphertext)
+    }
+
+    /// What a token says of itself, but for its time: opencryptoki 3.8 has a clock and tells it in a form of its own.
+    pub fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
+        let mut info = CK_TOKEN_INFO::default();
+        // SAFETY: `info` is a place for what the call writes.
+        let rv = unsafe { (self.token_info)(slot.into(), &mut info) };
+        Rv::from(rv).into_result(Function::GetTokenInfo)?;
+        info.flags &= !CKF_CLOCK_ON_TOKEN;
+        info.try_into()
     }
 
     /// HMAC-SHA256.

@@ -3,13 +3,17 @@
 //!
 //! MODIFIABLE and COPYABLE are false because many tokens let C_SetAttributeValue or C_CopyObject give a key
 //! more rights than it was made with; and since tokens also ignore parts of a template, it is read back.
+//! Tokens older than PKCS#11 2.40 do not know COPYABLE: what a copy gains there is tried.
 
+use super::attacks;
 use super::fault::Fault;
 use super::probe;
 use super::seat::{At, Seat};
 use super::suite::{Key, Suite};
 use crate::keys::{KekRef, KeyError, configuration, unavailable};
-use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass};
+use cryptoki::error::{Error, RvError};
+use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
 
 impl Seat {
     /// Makes a KEK as a token object. Every KEK is made here.
@@ -61,7 +65,7 @@ impl Seat {
 fn make(at: &At, kek: KekRef, claim: &impl Fn() -> bool) -> Result<(), Fault> {
     let suite = at.link.ability()?.suite;
     let template: Vec<_> = asked(kek, suite).into_iter().chain([Attribute::ValueLen(32.into())]).collect();
-    let handle = at.session.generate_key(&probe::mechanism(suite), &template)?;
+    let handle = generate(at.session, suite, &template)?;
     let key = Key { handle, suite };
     let wanted = verify(at, kek, key).and_then(|()| match claim() {
         true => Ok(()),
@@ -72,6 +76,17 @@ fn make(at: &At, kek: KekRef, claim: &impl Fn() -> bool) -> Result<(), Fault> {
         Err(_) => at.session.destroy_object(handle)?,
     }
     wanted
+}
+
+/// A new key, without COPYABLE on a token that does not know it.
+pub fn generate(session: &Session, suite: Suite, template: &[Attribute]) -> cryptoki::error::Result<ObjectHandle> {
+    match session.generate_key(&probe::mechanism(suite), template) {
+        Err(Error::Pkcs11(RvError::AttributeTypeInvalid, _)) => {
+            let known = template.iter().filter(|a| a.attribute_type() != AttributeType::Copyable).cloned();
+            session.generate_key(&probe::mechanism(suite), &known.collect::<Vec<_>>())
+        }
+        made => made,
+    }
 }
 
 impl At<'_> {
@@ -114,7 +129,9 @@ fn verify(at: &At, kek: KekRef, Key { handle: key, suite }: Key) -> Result<(), F
     let found = at.session.get_attributes(key, &types)?;
     let lost: Vec<_> =
         wanted.iter().filter(|attribute| !found.contains(attribute)).map(|a| a.attribute_type()).collect();
-    if !lost.is_empty() {
+    if lost == [AttributeType::Copyable] {
+        attacks::weigh_copies(at, suite)?;
+    } else if !lost.is_empty() {
         let message =
             format!("the token does not keep these attributes of a KEK as asked: {lost:?}; use another token");
         return Err(configuration(message).into());

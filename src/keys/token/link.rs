@@ -141,10 +141,15 @@ impl Link {
     /// Whether the token still answers for itself; a search that finds nothing does not tell.
     pub fn answers(&self, entered: &Entered) -> Result<(), Fault> {
         let slot = self.slot(entered)?;
-        if self.fits(&entered.pkcs11().get_token_info(slot)?) {
+        if self.fits(&entered.token_info(slot)?) {
             return Ok(());
         }
         Err(Fault::Sick("another token is in its slot".to_owned()))
+    }
+
+    /// Whether KEKs may be kept in it though it lets them be copied.
+    pub fn accepts_copies(&self) -> bool {
+        self.uri.accepts_copies()
     }
 
     fn fits(&self, info: &TokenInfo) -> bool {
@@ -155,7 +160,7 @@ impl Link {
         let mut there = Vec::new();
         let mut hits = Vec::new();
         for slot in entered.pkcs11().get_slots_with_token()? {
-            match entered.pkcs11().get_token_info(slot) {
+            match entered.token_info(slot) {
                 Ok(info) if !info.token_initialized() => {}
                 Ok(info) => {
                     there.push(format!("token={} (serial {})", info.label(), info.serial_number()));
@@ -178,7 +183,7 @@ impl Link {
     }
 
     fn login(&self, entered: &Entered, anchor: &Anchor, refused: &mut Option<String>) -> Result<(), Fault> {
-        let info = entered.pkcs11().get_token_info(anchor.slot)?;
+        let info = entered.token_info(anchor.slot)?;
         if !info.login_required() {
             return Ok(());
         }

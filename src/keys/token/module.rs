@@ -8,6 +8,7 @@ use super::hot::Hot;
 use crate::keys::{KeyError, TokenUri, configuration, unavailable};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
+use cryptoki::slot::{Slot, TokenInfo};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -128,6 +129,14 @@ impl Entered<'_> {
 
     pub fn hot(&self) -> Option<&Hot> {
         self.module.hot.as_ref()
+    }
+
+    /// What the token in a slot says of itself.
+    pub fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
+        match self.hot() {
+            Some(hot) => hot.token_info(slot),
+            None => self.pkcs11().get_token_info(slot),
+        }
     }
 
     pub fn generation(&self) -> u64 {

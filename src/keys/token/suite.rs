@@ -12,7 +12,7 @@ use cryptoki::session::Session;
 use zeroize::Zeroizing;
 
 /// Bytes of the IV that the host draws for GCM, and of the salt of suite 2.
-const IV: usize = 12;
+pub const IV: usize = 12;
 const SALT: usize = 32;
 
 /// How a KEK wraps. A KEK is of one suite for good, by its key type.

@@ -8,7 +8,7 @@ use super::count;
 use super::fault::Fault;
 use super::loaded::InUse;
 use super::seat::{At, Seat};
-use super::suite::{self, Suite};
+use super::suite::{self, IV, IvSource, Suite};
 use crate::keys::home::{Home, Lodging, WrappedKek};
 use crate::keys::{KekRef, KeyError, configuration};
 use cryptoki::mechanism::Mechanism;
@@ -79,7 +79,7 @@ impl Seat {
                 let blob = blob?;
                 let key = at.unwrap_in(at.session, root_key, &blob)?;
                 let (iv, confirmation) = at.wrap(held(key), at.link.ability()?.iv, aad, &CONFIRMED)?;
-                let iv = iv.try_into().map_err(|_| unfit("its own IVs are too long"))?;
+                let iv = iv.try_into().map_err(|_| unfit("the IVs that it makes are too long"))?;
                 let wrapped = WrappedKek { root, blob, iv, confirmation };
                 let confirmed = at.confirms(key, &wrapped, aad);
                 at.session.destroy_object(key)?;
@@ -226,8 +226,12 @@ impl At<'_> {
     }
 
     fn attack(&self) -> Result<(), Fault> {
-        if self.link.ability()?.suite != Suite::TokenGcm {
+        let ability = self.link.ability()?;
+        if ability.suite != Suite::TokenGcm {
             return Err(unfit("it serves no AES-256-GCM"));
+        }
+        if matches!(ability.iv, IvSource::Appended(len) if len > IV) {
+            return Err(unfit("the IVs that it makes are too long"));
         }
         let session = self.session;
         let root = self.generate_root(&root_key(false)).map_err(lacks("make a root key with an UNWRAP_TEMPLATE"))?;
