@@ -155,7 +155,7 @@ fn a_root_key_is_made_where_it_guards_what_is_wrapped_and_nowhere_else() {
         let made = keyring.create_root(root);
         if token.guards_wrapped_keys() {
             made.unwrap();
-            keyring.create_wrapped_kek(kek, root, ("organizationId".to_owned(), "a".to_owned())).unwrap();
+            keyring.create_wrapped_kek(0, kek, root, ("organizationId".to_owned(), "a".to_owned())).unwrap();
             assert_eq!(token.keys(), 1);
         } else {
             let error = made.unwrap_err();

@@ -487,7 +487,7 @@ impl Keyring {
         let recipe = Recipe { organization, keks: keks.to_vec(), context: context.to_vec() };
         let asked = self.memory.cache.epoch();
         let (ready, order) = self.memory.pool.take(&recipe);
-        order.into_iter().for_each(|order| self.place(order));
+        order.into_iter().for_each(|order| self.fulfil(order));
         let dek = match ready {
             Some(dek) => dek,
             None if patience == Patience::Never => return Err(KeyError::WouldWait),
@@ -530,7 +530,7 @@ impl Keyring {
         Ok(wrapped)
     }
 
-    fn place(&self, order: Order) {
+    fn fulfil(&self, order: Order) {
         let order = Arc::new(order);
         let route = self.route(order.recipe.organization, order.recipe.keks.iter().copied());
         for first in (0..order.wraps).step_by(BATCH) {
