@@ -109,7 +109,8 @@ fn status_and_metrics_name_an_organizations_own_token_that_is_away() {
     let vault = Vault::up();
     fs::write(vault.org("other").join("f"), "other").unwrap();
     let files = another_token(&vault, "acme-hsm");
-    let away = files.with_extension("away");
+    // Beside the directory in which SoftHSM looks.
+    let away = vault.token().join("away");
     let (own, pin) = (uri(&vault, "acme-hsm"), vault.pin());
     vault.command(&["org", "create", "acme", "--kek", &own, "--pin-source", &pin]).good();
     let id = vault.command(&["org", "show", "acme", "--json"]).good().json()["id"].as_str().unwrap().to_owned();
