@@ -181,7 +181,7 @@ fn follow_migration(client: &mut Client, global: &Global) -> Result<(), Failure>
             }
             let left = seen.map(|seen| {
                 format!(
-                    "{}: no key of this vault's is there any more, but those of organizations that brought it",
+                    "{}: holds no key of this vault's own any more; organizations that brought it keep theirs",
                     seen.from
                 )
             });
