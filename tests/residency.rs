@@ -302,7 +302,11 @@ fn a_wrong_pin_of_another_token_is_presented_once_and_makes_nothing() {
         assert_eq!(errno(made), libc::ENOKEY);
         assert_eq!(errno(world.vault.organization("acme")), libc::ENOENT);
         world.org("other");
+        assert!(world.vault.move_keys(&Caller::daemon(), "other", second.residency()).is_err());
         world.vault.close().unwrap();
+        let records = rusqlite::Connection::open(world.state().join("records.db")).unwrap();
+        let intents: u32 = records.query_row("SELECT count(*) FROM intent", (), |row| row.get(0)).unwrap();
+        assert_eq!(intents, 0, "the next mount would present the PIN again");
         second.write_pin("4321");
         assert_eq!(second.keys(), 0);
     });

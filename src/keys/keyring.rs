@@ -154,6 +154,11 @@ impl Keyring {
         Ok(())
     }
 
+    /// Whether an organization's token can be used: it is logged in to, unless it is already, and probed.
+    pub fn is_usable(&self, place: &TokenPlace) -> Result<(), KeyError> {
+        self.other(place).map(drop)
+    }
+
     /// The tokens beside the vault's own that were asked for since it was opened, and how they are; asks nobody.
     pub fn others(&self) -> Vec<(TokenPlace, &'static str, Option<String>)> {
         let state = |beside: &Beside| match beside {

@@ -168,6 +168,8 @@ impl Vault {
                 home
             }
             (None, Residency::External(place)) => {
+                // What is intended at a token that refuses the PIN would have each mount present that PIN again.
+                self.keyring.is_usable(place)?;
                 let home = Home::External(place.clone());
                 self.intend(name, org, pair.clone(), home.clone())?;
                 home
