@@ -157,27 +157,30 @@ impl Vault {
 
     /// Whether no key of an organization is on this token any more; those that have one there begin to rotate.
     fn has_left_token(&self, number: u32) -> Result<bool> {
-        let all = self.organizations.all();
         let mut left = true;
         {
             let _one_at_a_time = self.making_keks.lock();
-            // First these: a key goes from its intent to its record in one transaction.
             for (name, intent) in self.intents()? {
                 if intent.what != Intention::Make || intent.home.number() != Some(number) || intent.org == OrgNo::VAULT
                 {
                     continue;
                 }
+                // An organization comes to be in one transaction, with its record and without its intent.
+                let mut tx = self.begin()?;
+                let place = self.kek_place(intent.org, &intent.pair)?;
                 let unused = self.organizations.find(intent.org).is_some()
-                    && self.records.get::<Kek>(self.kek_place(intent.org, &intent.pair)?)?.is_none();
+                    && tx.get::<Intent>(name)?.is_some()
+                    && tx.get::<Kek>(place)?.is_none();
                 if unused {
                     // A pair's first use was cut short: the next one makes the key on the new token.
-                    let mut tx = self.begin()?;
                     tx.put(name, Intent { what: Intention::Destroy, ..(*intent).clone() });
                     self.finish(tx);
                 }
                 left &= unused;
             }
         }
+        // After the intents: a key goes from its intent to its record, and never back.
+        let all = self.organizations.all();
         let mut kept = None;
         for organization in all {
             let keks = self.keks_of(organization.no)?;

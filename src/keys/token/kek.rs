@@ -22,6 +22,7 @@ impl Seat {
     /// that left would never learn of it.
     pub fn create(&mut self, kek: KekRef, claim: impl Fn() -> bool) -> Result<(), KeyError> {
         self.climb(|at| {
+            let _alone = at.link.objects.write();
             // Only a token that is sure not to have the key may make it.
             match at.search(kek) {
                 Err(Fault::Final(KeyError::NoSuchKey(_))) => make(at, kek, &claim),
@@ -37,6 +38,7 @@ impl Seat {
     /// destroyed and made anew, once a scratch key has shown that it is the key which fails, and not the token.
     pub fn adopt(&mut self, kek: KekRef, claim: impl Fn() -> bool) -> Result<(), KeyError> {
         self.climb(|at| {
+            let _alone = at.link.objects.write();
             let key = at.search(kek)?;
             if at.proves(kek, key) {
                 return Ok(());
@@ -51,6 +53,7 @@ impl Seat {
     /// Destroys a KEK for good, and looks that it is gone.
     pub fn destroy(&mut self, kek: KekRef) -> Result<(), KeyError> {
         self.climb(|at| {
+            let _alone = at.link.objects.write();
             let key = at.search(kek)?;
             at.link.forget_key(&kek);
             at.session.destroy_object(key.handle)?;

@@ -13,7 +13,7 @@ use crate::keys::{KekRef, KeyError, Pin, TokenUri, configuration, unavailable};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -36,6 +36,9 @@ pub struct Link {
     pub loaded: Loaded,
     /// The generation in which it was seen that nothing wrapped can be had in clear.
     pub guards: Mutex<Option<u64>>,
+    /// Written while a token object is made or destroyed, read while one is looked for: SoftHSM may fail to make a key that
+    /// another session comes across meanwhile, and then keeps what it had of it, without a name.
+    pub objects: RwLock<()>,
     /// What the probe found.
     ability: OnceLock<Ability>,
     gate: Mutex<Gate>,
@@ -77,6 +80,7 @@ impl Link {
             keys: Mutex::default(),
             loaded: Loaded::default(),
             guards: Mutex::default(),
+            objects: RwLock::default(),
             ability: OnceLock::new(),
             gate: Mutex::new(Gate { anchor: None, refused: None, not_before: Instant::now() }),
             recovery: Mutex::new(FIRST_PAUSE),

@@ -92,7 +92,7 @@ impl Seat {
 
     /// Whether the token holds `kek` now.
     pub fn confirm(&mut self, kek: KekRef) -> Result<(), KeyError> {
-        self.climb(|at| at.search(kek).map(drop))
+        self.climb(|at| at.look_for(kek).map(drop))
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -168,7 +168,7 @@ impl At<'_> {
     pub fn with_key<T>(&self, kek: KekRef, question: impl FnOnce(Key) -> Result<T, Fault>) -> Result<T, Fault> {
         let key = match self.link.known_key(&kek, self.entered.generation()) {
             Some(key) => key,
-            None => self.search(kek)?,
+            None => self.look_for(kek)?,
         };
         question(key).inspect_err(|fault| {
             if matches!(fault, Fault::Refused(_)) {
@@ -177,7 +177,13 @@ impl At<'_> {
         })
     }
 
-    /// The KEK from the token itself.
+    /// The KEK from the token itself, while none is made there.
+    fn look_for(&self, kek: KekRef) -> Result<Key, Fault> {
+        let _none_is_made = self.link.objects.read();
+        self.search(kek)
+    }
+
+    /// The same for whoever holds [`Link::objects`].
     pub fn search(&self, kek: KekRef) -> Result<Key, Fault> {
         self.link.forget_key(&kek);
         let found = self.find(kek)?;
@@ -253,7 +259,7 @@ impl At<'_> {
             let source = at.link.ability()?.iv;
             // A wrapped KEK is no object that a search finds.
             let known = self.link.known_key(&kek, self.entered.generation());
-            let found = at.search(kek).or_else(|fault| match (fault, known) {
+            let found = at.look_for(kek).or_else(|fault| match (fault, known) {
                 (Fault::Final(KeyError::NoSuchKey(_)), Some(key)) => Ok(key),
                 (fault, _) => Err(fault),
             });

@@ -48,6 +48,7 @@ impl Seat {
     pub fn create_root(&mut self, root: KekRef) -> Result<(), KeyError> {
         self.climb(|at| {
             at.guards_wrapped_keys()?;
+            let _alone = at.link.objects.write();
             match at.search(root) {
                 Err(Fault::Final(KeyError::NoSuchKey(_))) => {}
                 Ok(_) => return Err(KeyError::KekExists(root).into()),
