@@ -165,6 +165,35 @@ fn a_root_key_is_made_where_it_guards_what_is_wrapped_and_nowhere_else() {
     });
 }
 
+/// SoftHSM fails to make a key that another session comes across meanwhile, and keeps a part of it without a name.
+#[test]
+fn keys_are_made_and_destroyed_while_others_are_looked_for() {
+    isolated("keys_are_made_and_destroyed_while_others_are_looked_for", |token| {
+        let keyring = token.open();
+        // A token without any key is not believed.
+        let kept = kek(&keyring);
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..40 {
+                        let kek = kek(&keyring);
+                        keyring.destroy_kek(kek).unwrap();
+                        made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                });
+            }
+            while made.load(std::sync::atomic::Ordering::SeqCst) < 120 {
+                let none = keyring.fresh(1, &[KekRef::fresh()], &context("a"), Patience::Wait);
+                assert!(matches!(none, Err(KeyError::NoSuchKey(_))));
+            }
+        });
+        keyring.destroy_kek(kept).unwrap();
+        assert_eq!(token.keys(), 0);
+        assert_eq!(keyring.status().calls.recoveries, 0);
+    });
+}
+
 #[test]
 fn a_warm_pool_makes_deks_without_the_token() {
     isolated("a_warm_pool_makes_deks_without_the_token", |token| {
