@@ -167,12 +167,12 @@ fn follow(client: &mut Client, organization: Option<&str>, global: &Global) -> R
 
 /// Waits until the vault is on its new token, and says what that means. A daemon goes on with it when nobody waits.
 fn follow_migration(client: &mut Client, global: &Global) -> Result<(), Failure> {
-    let bar = std::io::stderr().is_terminal() && !global.json;
+    let terminal = std::io::stderr().is_terminal() && !global.json;
     let mut seen: Option<MigrationInfo> = None;
     loop {
         let status: Status = client.ask(Method::GET, "/status")?;
         let Some(now) = status.vault.migration else {
-            if bar {
+            if terminal {
                 eprint!("\r\x1b[K");
             }
             let token = status.vault.token.uri;
@@ -194,8 +194,8 @@ fn follow_migration(client: &mut Client, global: &Global) -> Result<(), Failure>
             return print(&fields(&lines));
         };
         let waits = seen.as_ref().and_then(|seen| seen.waits.clone());
-        if bar {
-            eprint!("\r{}\x1b[K", progress(&[as_rotation(&now)]));
+        if terminal {
+            eprint!("\r{}\x1b[K", bar(now.done, now.total, now.milliseconds, now.waits.as_deref()));
         } else if let Some(why) = now.waits.as_ref().filter(|why| Some(*why) != waits.as_ref()) {
             eprintln!("waits: {why}");
         }
@@ -204,28 +204,22 @@ fn follow_migration(client: &mut Client, global: &Global) -> Result<(), Failure>
     }
 }
 
-fn as_rotation(migration: &MigrationInfo) -> RotationInfo {
-    RotationInfo {
-        organization: String::new(),
-        organization_id: String::new(),
-        done: migration.done,
-        total: migration.total,
-        milliseconds: migration.milliseconds,
-        error: migration.waits.clone(),
-    }
-}
-
 fn progress(left: &[RotationInfo]) -> String {
     let sum = |of: fn(&RotationInfo) -> u64| left.iter().map(of).sum::<u64>();
-    let (done, total) = (sum(|r| r.done), sum(|r| r.total).max(1));
-    let filled = (BAR * done / total).min(BAR) as usize;
     let begun = left.iter().map(|r| r.milliseconds).max().unwrap_or(0);
-    let eta = match (done, total.saturating_sub(done) * begun / done.max(1) / 1000) {
+    bar(sum(|r| r.done), sum(|r| r.total), begun, left.iter().find_map(|r| r.error.as_deref()))
+}
+
+/// How far it is after so long, and what it waits for.
+fn bar(done: u64, total: u64, milliseconds: u64, waits: Option<&str>) -> String {
+    let total = total.max(1);
+    let filled = (BAR * done / total).min(BAR) as usize;
+    let eta = match (done, total.saturating_sub(done) * milliseconds / done.max(1) / 1000) {
         (0, _) => "?".to_owned(),
         (_, seconds) if seconds < 60 => format!("{seconds} s"),
         (_, seconds) => format!("{} min", seconds.div_ceil(60)),
     };
-    let waits = left.iter().find_map(|r| r.error.as_ref()).map(|why| format!("  waits: {why}")).unwrap_or_default();
+    let waits = waits.map(|why| format!("  waits: {why}")).unwrap_or_default();
     let bar = format!("[{}{}]", "#".repeat(filled), " ".repeat(BAR as usize - filled));
     format!("{bar} {done} of {total}, {eta} left{waits}")
 }

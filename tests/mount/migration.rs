@@ -140,7 +140,7 @@ fn status_and_metrics_name_an_organizations_own_token_that_is_away() {
     fs::rename(&away, &files).unwrap();
     until("the token is back and not noticed", || fs::read(vault.at("acme/0")).is_ok());
     assert!(says("active", 1, 0), "{}\n{}", status(&vault), vault.metrics());
-    // Its PIN is not what it was.
+    // A third token whose PIN is wrong comes to nothing, and says nothing of this one.
     let wrong = vault.directory().join("pin-of-acme");
     fs::write(&wrong, "9999\n").unwrap();
     crate::vault::run("chmod", &[&"0400", &wrong]);
