@@ -305,13 +305,31 @@ impl Vault {
     /// `kill -9` of the daemon, and the dead mount cleared.
     pub fn kill(&self) {
         let pid = self.daemon().expect("a daemon to kill");
+        let headers = self.token_headers();
         signal(pid, libc::SIGKILL);
         let deadline = Instant::now() + Duration::from_secs(10);
         while runs(pid) {
             assert!(Instant::now() < deadline, "the daemon survives SIGKILL");
             std::thread::sleep(Duration::from_millis(5));
         }
+        // SoftHSM loses a token by itself when it is killed while it logs in (docs/tokens.md).
+        let lost = headers.iter().filter(|(path, _)| fs::metadata(path).is_ok_and(|file| file.len() == 0));
+        lost.for_each(|(path, header)| fs::write(path, header).unwrap());
         unmount_lazily(&self.point());
+    }
+
+    /// The file of each SoftHSM token that says its label and holds its PINs. At a login SoftHSM empties it and writes it anew.
+    fn token_headers(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let tokens = fs::read_dir(self.token().join("tokens")).into_iter().flatten().flatten();
+        let headers = tokens.map(|token| token.path().join("token.object"));
+        let whole = |path: &PathBuf| loop {
+            let header = fs::read(path).unwrap();
+            if !header.is_empty() {
+                return header;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        headers.map(|path| (path.clone(), whole(&path))).collect()
     }
 
     /// The daemon's pid, if there is one.
