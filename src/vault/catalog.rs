@@ -113,20 +113,31 @@ impl Vault {
         let names: Vec<&[u8]> = parts.collect();
         let (name, folders) = names.split_last().ok_or(Error::Invalid("an object is named as ORG/PATH"))?;
         for part in folders {
-            self.check_name(folder, part)?;
-            folder = match self.find_entry(folder, part)? {
-                Some(entry) if entry.kind == libc::S_IFDIR => entry.ino,
-                Some(_) => return Err(Error::NotADirectory),
-                None if make => {
-                    let made = self.make(caller, folder, part, 0o755, Make::Directory)?;
-                    self.name_changed(folder, part);
-                    made.ino
-                }
-                None => return Err(Error::NotFound),
-            };
+            folder = self.folder_named(caller, folder, part, make)?;
         }
         self.check_name(folder, name)?;
         Ok((folder, name.to_vec()))
+    }
+
+    fn folder_named(&self, caller: &Caller, parent: Ino, name: &[u8], make: bool) -> Result<Ino> {
+        self.check_name(parent, name)?;
+        loop {
+            match self.find_entry(parent, name)? {
+                Some(entry) if entry.kind == libc::S_IFDIR => return Ok(entry.ino),
+                Some(_) => return Err(Error::NotADirectory),
+                None if !make => return Err(Error::NotFound),
+                None => {}
+            }
+            match self.make(caller, parent, name, 0o755, Make::Directory) {
+                Ok(made) => {
+                    self.name_changed(parent, name);
+                    return Ok(made.ino);
+                }
+                // Another request that needs it was first.
+                Err(Error::Exists) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// An object and the organization that it is in.

@@ -39,10 +39,14 @@ impl Vault {
         let named = context.get(OWN_PAIR).or_else(|| context.get(OWN_PAIR_ALIAS)).or(default);
         let Some(which) = named else { return Ok(None) };
         match self.organization(which) {
-            Err(error) if error.errno() == libc::ENOENT => match self.settings.just_in_time && may_make {
-                true => self.create_organization(caller, which, None, None).map(Some),
-                false => Ok(None),
-            },
+            Err(error) if error.errno() == libc::ENOENT && !(self.settings.just_in_time && may_make) => Ok(None),
+            Err(error) if error.errno() == libc::ENOENT => {
+                match self.create_organization(caller, which, None, None) {
+                    // Another request that needs it was first.
+                    Err(Error::Exists) => self.organization(which).map(Some),
+                    made => made.map(Some),
+                }
+            }
             found => found.map(Some),
         }
     }

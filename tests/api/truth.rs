@@ -4,6 +4,7 @@ use crate::vault::Vault;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Lets the other threads end, however this one does.
@@ -197,6 +198,32 @@ fn a_reader_on_the_mount_finds_the_file_while_the_api_puts_it() {
             assert!(fs::metadata(acme.join("f")).unwrap().len() > 0);
         }
     });
+}
+
+#[test]
+fn requests_that_need_the_same_new_folder_or_organization_all_succeed() {
+    let vault = Vault::new();
+    vault.serve(&["--listen", "127.0.0.1:0", "-o", "organizations=just-in-time"]);
+    let service = vault.service();
+    service.create("acme", "f", "v");
+    let together = |organization: &str, path: &str| {
+        let all = Barrier::new(12);
+        std::thread::scope(|scope| {
+            for n in 0..12 {
+                let (all, service) = (&all, &service);
+                scope.spawn(move || {
+                    all.wait();
+                    service.create(organization, &format!("{path}/{n}"), "v");
+                });
+            }
+        });
+    };
+    for round in 0..8 {
+        together("acme", &format!("{round}/in/folders"));
+        together(&format!("newcomer-{round}"), "folder");
+    }
+    let listed = vault.command(&["org", "list", "--json"]).good().json();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 9, "{listed}");
 }
 
 #[test]
