@@ -3,12 +3,12 @@
 //! A FUSE loop must not wait for the token: two loops serve everyone, and a token can take five seconds to say no. So
 //! every operation is first tried with `Patience::Never` where its request was read. Only if the vault would have to
 //! wait is the operation done again on a pool with `Patience::Wait`; only then is what it borrowed from the loop's
-//! buffer (a name, a value, written data) copied. Syncs wait for the disk by their nature and go to a pool at once, one
-//! of their own, so that sixteen callers of a dead token do not hold up an `fsync` whose keys are at hand.
+//! buffer (a name, a value, written data) copied. A sync waits on no thread at all: the vault's writer answers it when the disk
+//! has it. What waits for the kernel has a pool of its own, so that sixteen callers of a dead token do not hold it up.
 
 use crate::fs::pool::Pool;
 use crate::fs::replies::Reply;
-use crate::vault::{Caller, Error, Patience, Result, Vault};
+use crate::vault::{Caller, Error, Handle, Patience, Result, Vault};
 use fuser::Errno;
 use std::fmt::Display;
 use std::io;
@@ -16,19 +16,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 const WAITING_THREADS: usize = 16;
-const SYNCING_THREADS: usize = 8;
+const KERNEL_THREADS: usize = 8;
 
 pub struct Dispatch {
     pub vault: Arc<Vault>,
     waiting: Pool,
-    syncing: Pool,
+    kernel: Pool,
 }
 
 impl Dispatch {
     pub fn new(vault: Arc<Vault>) -> io::Result<Dispatch> {
         let waiting = Pool::new("vaultfs-wait", WAITING_THREADS)?;
-        let syncing = Pool::new("vaultfs-sync", SYNCING_THREADS)?;
-        Ok(Dispatch { vault, waiting, syncing })
+        let kernel = Pool::new("vaultfs-kernel", KERNEL_THREADS)?;
+        Ok(Dispatch { vault, waiting, kernel })
     }
 
     /// Replies with what `op` returns. `bytes` is what the operation borrows from the request.
@@ -58,8 +58,8 @@ impl Dispatch {
         }
     }
 
-    /// For what waits for the disk in any case.
-    pub fn sync<R: Reply<T>, T>(
+    /// For what waits in any case, until the kernel has sent what it holds.
+    pub fn aside<R: Reply<T>, T>(
         &self,
         mut caller: Caller,
         reply: R,
@@ -67,7 +67,16 @@ impl Dispatch {
     ) {
         let vault = self.vault.clone();
         caller.patience = Patience::Wait;
-        self.syncing.run(move || drop(attempt(&vault, &caller, &[], reply, &|vault, caller, _, _| op(vault, caller))));
+        self.kernel.run(move || drop(attempt(&vault, &caller, &[], reply, &|vault, caller, _, _| op(vault, caller))));
+    }
+
+    /// Replies once everything answered so far is on the disk. `handle`: of a file, not a directory.
+    pub fn synced(&self, reply: impl Reply<()>, handle: Option<Handle>) {
+        let asked = AssertUnwindSafe(|| self.vault.fsync_then(handle, Box::new(move |outcome| send(reply, outcome))));
+        if catch_unwind(asked).is_err() {
+            // The reply was dropped, which answers EIO.
+            log(&PANICKED);
+        }
     }
 }
 
@@ -82,21 +91,29 @@ fn attempt<R: Reply<T>, T>(
     op: &impl Fn(&Vault, &Caller, &[u8], &mut R) -> Result<T>,
 ) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(|| op(vault, caller, bytes, &mut reply))) {
-        Ok(Ok(value)) => reply.give(value),
         Ok(Err(Error::WouldWait)) if caller.patience == Patience::Never => return Some(reply),
-        Ok(Err(error)) => {
+        Ok(outcome) => send(reply, outcome),
+        Err(_) => {
+            log(&PANICKED);
+            reply.refuse(Errno::EIO);
+        }
+    }
+    None
+}
+
+const PANICKED: &str = "a request ended in the panic above and is answered with EIO";
+
+fn send<R: Reply<T>, T>(reply: R, outcome: Result<T>) {
+    match outcome {
+        Ok(value) => reply.give(value),
+        Err(error) => {
             let errno = error.errno();
             if errno == libc::EIO {
                 log(&error);
             }
             reply.refuse(Errno::from_i32(errno));
         }
-        Err(_) => {
-            log(&"a request ended in the panic above and is answered with EIO");
-            reply.refuse(Errno::EIO);
-        }
     }
-    None
 }
 
 fn log(event: &dyn Display) {

@@ -248,12 +248,12 @@ impl Filesystem for Transport {
         self.ask(req, reply, move |vault, _| vault.release(Handle(fh.0)));
     }
 
-    fn fsync(&self, req: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.dispatch.sync(caller(req, 0), reply, move |vault, caller| vault.fsync(caller, Handle(fh.0)));
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.dispatch.synced(reply, Some(Handle(fh.0)));
     }
 
-    fn fsyncdir(&self, req: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.dispatch.sync(caller(req, 0), reply, move |vault, _| vault.fsync_directory(Ino(ino.0)));
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.dispatch.synced(reply, None);
     }
 
     /// The kernel's way to learn that directories need no handle and may be remembered; it never asks again.
@@ -361,7 +361,7 @@ impl Filesystem for Transport {
         // What is written through a mapping or waits in the kernel (writeback) is data as well, and comes to the vault
         // before the answer: as requests, for which nobody must wait on a FUSE loop or a thread that they may need.
         let notifier = self.notifier.clone();
-        self.dispatch.sync(caller(req, 0), reply, move |vault, caller| {
+        self.dispatch.aside(caller(req, 0), reply, move |vault, caller| {
             if let Some(notifier) = notifier.get() {
                 invalidation::write_back(notifier, ino);
             }

@@ -12,6 +12,7 @@ use super::records::Tx;
 use super::row::{ContentRecord, Node, Object, Pending, Task};
 use super::time::Time;
 use super::versions::VERSIONS_STAY;
+use super::writer::Then;
 use super::{Access, Allocate, Attr, Caller, Handle, Make, Seek, SetAttr, Vault};
 use crate::crypto::LockedKey;
 use crate::keys::Patience;
@@ -394,14 +395,26 @@ impl Vault {
         }
     }
 
-    pub fn fsync(&self, caller: &Caller, handle: Handle) -> Result<()> {
+    pub fn fsync(&self, handle: Handle) -> Result<()> {
+        self.check_value(handle)?;
+        self.sync()
+    }
+
+    /// As [`Vault::fsync`], or for a directory without a handle, for a caller who has no time: `then` is told of the outcome,
+    /// perhaps on another thread.
+    pub fn fsync_then(&self, handle: Option<Handle>, then: Then) {
+        match handle.map_or(Ok(()), |handle| self.check_value(handle)) {
+            Ok(()) => self.signals.once_synced(self.records.last_batch(), then),
+            Err(error) => then(Err(error)),
+        }
+    }
+
+    /// Refuses to vouch for a value that its version check has lost.
+    fn check_value(&self, handle: Handle) -> Result<()> {
         if handle.is_of_version() {
             return Ok(());
         }
         let file = self.handles.find(handle)?;
-        if caller.patience == Patience::Never {
-            return Err(Error::WouldWait);
-        }
         if let Some(node) = self.records.get::<Node>(file.ino)?
             && node.changed
             && let (Some(expected), Some(id)) = (node.guard, node.object())
@@ -412,11 +425,7 @@ impl Vault {
         {
             return Err(Error::VersionLost { expected, current: current.id });
         }
-        self.sync()
-    }
-
-    pub fn fsync_directory(&self, _directory: Ino) -> Result<()> {
-        self.sync()
+        Ok(())
     }
 
     /// Everything answered so far is on the disk when this returns.

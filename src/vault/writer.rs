@@ -11,7 +11,7 @@ use super::ids::OrgNo;
 use super::row::VaultRecord;
 use super::storing::Stored;
 use crate::store::{Durability, StoreError, Table};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,9 @@ const ANSWERED_MAX: usize = 64 << 20;
 const BATCH_BYTES: usize = 16 << 20;
 /// How often a batch that found the disk full is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// What somebody does who does not wait: told how waiting would have ended.
+pub type Then = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What writer and waiters tell each other.
 #[derive(Default)]
@@ -34,11 +37,15 @@ pub struct Signals {
 struct State {
     /// Somebody changed something.
     work: bool,
+    /// The writer looks for work only when it is woken.
+    asleep: bool,
     /// A batch with this number, and all before, are to be stored / on the disk.
     stored_wanted: u64,
     synced_wanted: u64,
     stored: u64,
     synced: u64,
+    /// What is to be done once a batch is on the disk.
+    awaited: Vec<(u64, Then)>,
     /// File data of batches that are not stored yet.
     bytes: usize,
     /// Up to this batch destroyed keys are in the store's free pages and log still; 0 if none is.
@@ -48,6 +55,36 @@ struct State {
     full: bool,
     stopped: bool,
     ending: bool,
+}
+
+impl State {
+    /// How waiting for a batch ends, if it ends now.
+    fn outcome(&self, batch: u64, durability: Durability) -> Option<Result<()>> {
+        let reached = match durability {
+            Durability::Ordered => self.stored,
+            Durability::Synced => self.synced,
+        };
+        if reached >= batch {
+            return Some(Ok(()));
+        }
+        match (self.stopped, self.full) {
+            (true, _) => Some(Err(Error::Stopped)),
+            (false, true) => Some(Err(Error::NoSpace)),
+            (false, false) => None,
+        }
+    }
+
+    fn want(&mut self, batch: u64, durability: Durability) {
+        match durability {
+            Durability::Ordered => self.stored_wanted = self.stored_wanted.max(batch),
+            Durability::Synced => self.synced_wanted = self.synced_wanted.max(batch),
+        }
+    }
+
+    /// Whether the writer has something to do that must not wait for more.
+    fn is_urgent(&self) -> bool {
+        self.ending || self.stored_wanted > self.stored || self.synced_wanted > self.synced || self.bytes >= BATCH_BYTES
+    }
 }
 
 impl Signals {
@@ -60,9 +97,9 @@ impl Signals {
     pub fn work(&self, bytes: usize) {
         let mut state = self.state.lock();
         state.bytes += bytes;
-        let more = !state.work || state.bytes >= BATCH_BYTES;
+        let wakes = (state.asleep && !state.work) || state.bytes >= BATCH_BYTES;
         state.work = true;
-        if more {
+        if wakes {
             self.wake.notify_one();
         }
     }
@@ -94,26 +131,42 @@ impl Signals {
     pub fn wait_for(&self, batch: u64, durability: Durability) -> Result<()> {
         let mut state = self.state.lock();
         loop {
-            let reached = match durability {
-                Durability::Ordered => state.stored,
-                Durability::Synced => state.synced,
-            };
-            if reached >= batch {
-                return Ok(());
+            if let Some(outcome) = state.outcome(batch, durability) {
+                return outcome;
             }
-            if state.stopped {
-                return Err(Error::Stopped);
-            }
-            if state.full {
-                return Err(Error::NoSpace);
-            }
-            match durability {
-                Durability::Ordered => state.stored_wanted = state.stored_wanted.max(batch),
-                Durability::Synced => state.synced_wanted = state.synced_wanted.max(batch),
-            }
+            state.want(batch, durability);
             self.wake.notify_one();
             self.done.wait(&mut state);
         }
+    }
+
+    /// Does `then` once `batch` is on the disk, or when that cannot be: on the writer's thread, or here if there is
+    /// nothing to wait for.
+    pub fn once_synced(&self, batch: u64, then: Then) {
+        let mut state = self.state.lock();
+        if let Some(outcome) = state.outcome(batch, Durability::Synced) {
+            drop(state);
+            return then(outcome);
+        }
+        state.want(batch, Durability::Synced);
+        state.awaited.push((batch, then));
+        self.wake.notify_one();
+    }
+
+    /// Tells everybody who waits what has become of the batches.
+    fn tell(&self) {
+        let mut told = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for (batch, then) in std::mem::take(&mut state.awaited) {
+                match state.outcome(batch, Durability::Synced) {
+                    Some(outcome) => told.push((then, outcome)),
+                    None => state.awaited.push((batch, then)),
+                }
+            }
+        }
+        self.done.notify_all();
+        told.into_iter().for_each(|(then, outcome): (Then, _)| then(outcome));
     }
 
     /// A key was destroyed in this batch: remove its traces soon after that is on the disk, with those of others, since
@@ -159,7 +212,7 @@ pub fn run(vault: &Arc<Vault>) {
     }
     // Whoever comes to wait now would wait for ever.
     vault.signals.state.lock().stopped = true;
-    vault.signals.done.notify_all();
+    vault.signals.tell();
 }
 
 struct Writer<'a> {
@@ -195,23 +248,31 @@ impl<'a> Writer<'a> {
     fn wait(&self) -> (bool, bool) {
         let signals = &self.vault.signals;
         let mut state = signals.state.lock();
-        let urgent =
-            |s: &State| s.ending || s.stored_wanted > s.stored || s.synced_wanted > s.synced || s.bytes >= BATCH_BYTES;
-        while !state.work && !urgent(&state) {
+        // While there is work, nobody has to wake the writer for more.
+        self.gather(&mut state);
+        while !state.work && !state.is_urgent() {
             let syncs = self.dirty_log || self.vault.has_punched();
             let waits = syncs || (state.scrub > 0 && state.synced >= state.scrub);
             let since = if syncs { self.last_sync } else { self.last_scrub };
             let left = self.vault.settings.commit_interval.saturating_sub(since.elapsed());
             let idle = if waits { left } else { Duration::from_secs(3600) };
-            if signals.wake.wait_for(&mut state, idle).timed_out() {
+            state.asleep = true;
+            let timed_out = signals.wake.wait_for(&mut state, idle).timed_out();
+            state.asleep = false;
+            if timed_out {
                 break;
             }
+            self.gather(&mut state);
         }
-        let idle = !state.work && !urgent(&state);
-        let until = Instant::now() + self.vault.settings.gather;
-        while state.work && !urgent(&state) && !signals.wake.wait_until(&mut state, until).timed_out() {}
+        let idle = !state.work && !state.is_urgent();
         state.work = false;
         (state.ending, idle)
+    }
+
+    /// Lets work come together, unless somebody waits for it.
+    fn gather(&self, state: &mut MutexGuard<'_, State>) {
+        let until = Instant::now() + self.vault.settings.gather;
+        while !state.is_urgent() && !self.vault.signals.wake.wait_until(state, until).timed_out() {}
     }
 
     /// Ends the current batch and adds what every batch carries.
@@ -261,9 +322,9 @@ impl<'a> Writer<'a> {
                     if stored.as_ref().is_some_and(Stored::is_placed) && self.vault.reserve.release() => {}
                 Err(Error::Store(StoreError::Full(_)) | Error::NoSpace) => {
                     self.vault.report("the state directory's disk is full: free some space; deleting works");
+                    signals.state.lock().full = true;
+                    signals.tell();
                     let mut state = signals.state.lock();
-                    state.full = true;
-                    signals.done.notify_all();
                     if state.ending {
                         return self.stop("the last operations could not be stored: the disk is full", state);
                     }
@@ -278,10 +339,10 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn stop(&self, why: &str, mut state: parking_lot::MutexGuard<'_, State>) -> bool {
+    fn stop(&self, why: &str, mut state: MutexGuard<'_, State>) -> bool {
         state.stopped = true;
-        self.vault.signals.done.notify_all();
         drop(state);
+        self.vault.signals.tell();
         self.vault.report(why);
         false
     }
@@ -315,10 +376,12 @@ impl<'a> Writer<'a> {
         state.stored = number;
         if durability == Durability::Synced {
             state.synced = number;
-            drop(state);
+        }
+        drop(state);
+        if durability == Durability::Synced {
             self.synced();
         }
-        vault.signals.done.notify_all();
+        vault.signals.tell();
         Ok(())
     }
 
@@ -340,7 +403,7 @@ impl<'a> Writer<'a> {
             Ok(()) => {
                 vault.signals.state.lock().synced = stored;
                 self.synced();
-                vault.signals.done.notify_all();
+                vault.signals.tell();
             }
             Err(error) => {
                 vault.report(&format!("writing stops: {error}"));

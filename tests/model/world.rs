@@ -192,7 +192,7 @@ impl World {
                 vault.release(handle)?;
                 flushed?;
             }
-            Op::Fsync { slot } => vault.fsync(&caller, self.slot(*slot)?)?,
+            Op::Fsync { slot } => vault.fsync(self.slot(*slot)?)?,
             Op::Save { path, len, fill } => {
                 let access = Access { read: true, write: true, truncate: true, append: false };
                 let handle = match self.at(path) {
