@@ -162,19 +162,16 @@ impl At<'_> {
         if wrapped.confirmation.len() != CONFIRMED.len() + 16 {
             return Ok(false);
         }
-        // A session of its own, since some tokens do not leave an operation that failed.
-        let session = self.link.open_session(self.entered)?;
-        let opened = self.unwrap(&session, held(key), &wrapped.iv, aad, &wrapped.confirmation);
-        let _ = session.close();
-        match opened {
+        match self.unwrap(self.session, held(key), &wrapped.iv, aad, &wrapped.confirmation) {
             Ok(opened) => Ok(**opened == CONFIRMED),
             // Not what confirms it, if the key does its work.
             Err(Fault::Sick(reason)) => {
-                if self.round_trip(held(key), self.link.ability()?.iv)? {
-                    Ok(false)
-                } else {
-                    Err(Fault::Sick(reason))
-                }
+                // A session of its own, since some tokens do not leave an operation that failed. Not for each key: a token
+                // may look through all objects when a session is closed, as SoftHSM does.
+                let session = self.link.open_session(self.entered)?;
+                let works = At { session: &session, ..*self }.round_trip(held(key), self.link.ability()?.iv);
+                let _ = session.close();
+                if works? { Ok(false) } else { Err(Fault::Sick(reason)) }
             }
             Err(other) => Err(other),
         }
