@@ -269,9 +269,10 @@ impl<'a> Writer<'a> {
         (state.ending, idle)
     }
 
-    /// Lets work come together, unless somebody waits for it.
+    /// Lets work come together, unless somebody waits for it. Never longer than what is stored may stay off the disk.
     fn gather(&self, state: &mut MutexGuard<'_, State>) {
-        let until = Instant::now() + self.vault.settings.gather;
+        let settings = &self.vault.settings;
+        let until = Instant::now() + settings.gather.min(settings.commit_interval);
         while !state.is_urgent() && !self.vault.signals.wake.wait_until(state, until).timed_out() {}
     }
 

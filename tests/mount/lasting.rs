@@ -137,3 +137,16 @@ fn after_kill_9_a_save_is_the_old_value_or_the_new() {
         vault.command(&["fsck"]).good();
     }
 }
+
+#[test]
+fn changes_are_stored_within_commit_interval_however_long_they_may_be_gathered() {
+    let vault = Vault::up_with(&["-o", "gather=1h,commit_interval=200ms"]);
+    let a = vault.org("a");
+    for round in 0..3 {
+        fs::write(a.join("f"), format!("{round}")).unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        vault.kill();
+        vault.mount(&["-o", "gather=1h,commit_interval=200ms"]);
+        assert_eq!(fs::read_to_string(a.join("f")).unwrap(), format!("{round}"));
+    }
+}
