@@ -163,7 +163,10 @@ impl Daemon {
                 runtime.spawn(unmount_on_signal(mounted.clone(), point.clone()));
                 log::info(&format!("{} is mounted on {}", self.state.display(), point.display()));
                 std::thread::spawn(move || match answers(&point) {
-                    Ok(()) => report.ready(),
+                    Ok(()) => {
+                        mounts::read_further_ahead(&point);
+                        report.ready();
+                    }
                     Err(e) => report.failed(&failed(format!("the mount does not answer: {e}"))),
                 });
                 mounted.wait();

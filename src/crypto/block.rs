@@ -73,19 +73,17 @@ impl ExtentKey {
         data.chunks_mut(self.block.bytes()).enumerate().map(tag_of).collect()
     }
 
-    /// Decrypts the blocks from number `first` on into `plain`, which is as long as `sealed`; that ends at a block's or
-    /// the extent's end. After an error `plain` holds nothing of use.
-    pub fn open(&self, first: usize, sealed: &[u8], tags: &[Tag], plain: &mut [u8]) -> Result<(), CryptoError> {
-        if tags.len() != self.block.count(sealed.len()) {
+    /// Decrypts the blocks from number `first` on in place; `data` ends at a block's or the extent's end. After an error it
+    /// holds nothing of use.
+    pub fn open(&self, first: usize, tags: &[Tag], data: &mut [u8]) -> Result<(), CryptoError> {
+        if tags.len() != self.block.count(data.len()) {
             return Err(CryptoError::Authentication);
         }
-        let size = self.block.bytes();
-        let blocks = sealed.chunks(size).zip(plain.chunks_mut(size));
-        for ((number, (sealed, plain)), tag) in (first..).zip(blocks).zip(tags) {
+        let blocks = data.chunks_mut(self.block.bytes());
+        for ((number, block), tag) in (first..).zip(blocks).zip(tags) {
             let (nonce, aad) = self.nonce_and_aad(number);
-            self.cipher
-                .open_separate_gather(nonce, aad, sealed, tag, plain)
-                .map_err(|_| CryptoError::Authentication)?;
+            let opened = self.cipher.open_in_place_separate_tag(nonce, aad, tag, block);
+            opened.map_err(|_| CryptoError::Authentication)?;
         }
         Ok(())
     }
@@ -121,9 +119,8 @@ mod tests {
             let block = BlockSize::for_extent(len);
             let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, block, len);
             for first in 0..block.count(len) {
-                let sealed = &data[first * block.bytes()..];
-                let mut part = vec![0; sealed.len()];
-                key.open(first, sealed, &tags[first..], &mut part).unwrap();
+                let mut part = data[first * block.bytes()..].to_vec();
+                key.open(first, &tags[first..], &mut part).unwrap();
                 assert_eq!(part, plain[first * block.bytes()..]);
             }
         }
@@ -151,7 +148,7 @@ mod tests {
         let block = BlockSize::for_extent(len);
         let open = |org: u8, content, len, first: usize, data: &[u8], tags: &[Tag]| {
             let key = ExtentKey::new(&dek, &salt, &[org; 16], content, block, len);
-            key.open(first, data, tags, &mut vec![0; data.len()])
+            key.open(first, tags, &mut data.to_vec())
         };
         assert!(open(1, 9, len, 0, &data, &tags).is_ok());
         assert!(open(2, 9, len, 0, &data, &tags).is_err(), "another organization");

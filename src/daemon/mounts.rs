@@ -45,6 +45,15 @@ pub fn vault_on(point: &Path) -> Option<Mount> {
     all().into_iter().rev().find(|mount| mount.point == point).filter(|mount| mount.kind == TYPE)
 }
 
+/// Lets the kernel read further ahead in our mount on `point` than FUSE's 128 KiB: fewer requests for the same stream.
+/// Not much further, because a page fault in a mapping reads as much. Only root may say so; for others streams are slower.
+pub fn read_further_ahead(point: &Path) {
+    const KIB: &str = "256";
+    if let Some(mount) = vault_on(point) {
+        let _ = std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), KIB);
+    }
+}
+
 /// Where the vault of a state directory is mounted.
 pub fn of_state(state: &Path) -> Option<Mount> {
     all().into_iter().rev().find(|mount| mount.kind == TYPE && mount.source == state)

@@ -10,9 +10,8 @@ use crate::crypto::{self, ExtentKey, LockedKey, Plain};
 use crate::keys::{KeyError, Patience};
 use crate::store::Key;
 use parking_lot::{Mutex, RwLock};
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-use std::borrow::Cow;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -114,10 +113,12 @@ impl Weighter<Ino, Recent> for ByWeight {
 impl Default for Contents {
     fn default() -> Self {
         let typical = EMPTY + super::storing::INLINE_MAX as u64;
-        Contents {
-            table: Mutex::default(),
-            recent: Cache::with_weighter((RECENT / typical) as usize, RECENT, ByWeight),
-        }
+        let mut options = OptionsBuilder::new();
+        // One shard: the map of one large file may take all of it.
+        options.estimated_items_capacity((RECENT / typical) as usize).weight_capacity(RECENT).shards(1);
+        let options = options.build().expect("both capacities are given");
+        let recent = Cache::with_options(options, ByWeight, DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Contents { table: Mutex::default(), recent }
     }
 }
 
@@ -379,9 +380,9 @@ impl Vault {
             piece.block,
             piece.extent_len as usize,
         );
-        let sealed = self.stored_part(org, piece, bytes.clone())?;
-        let open = |plain: &mut [u8]| {
-            let opened = cipher.open(blocks.start, &sealed, tags, plain);
+        let open = |data: &mut [u8]| {
+            self.stored_part(org, piece, bytes.start, data)?;
+            let opened = cipher.open(blocks.start, tags, data);
             opened.map_err(|_| self.corrupt("block", ino, wanted.start.to_string()))
         };
         if bytes.start == inside && bytes.len() == target.len() {
@@ -393,22 +394,20 @@ impl Vault {
         Ok(())
     }
 
-    /// The ciphertext of a part of a piece's extent.
-    pub(super) fn stored_part<'p>(&self, org: OrgNo, piece: &'p Piece, part: Range<usize>) -> Result<Cow<'p, [u8]>> {
+    /// Fills `data` with the ciphertext of a piece's extent from `start` on.
+    pub(super) fn stored_part(&self, org: OrgNo, piece: &Piece, start: usize, data: &mut [u8]) -> Result<()> {
         match &piece.bytes {
-            Stored::Inline(bytes) => bytes.get(part).map(Cow::Borrowed).ok_or(Error::Corrupt(Place {
-                what: "extent",
-                ino: None,
-                object: None,
-                at: "inline".into(),
-            })),
+            Stored::Inline(bytes) => {
+                let part = bytes.get(start..start + data.len());
+                let too_short = Place { what: "extent", ino: None, object: None, at: "inline".into() };
+                data.copy_from_slice(part.ok_or(Error::Corrupt(too_short))?);
+            }
             Stored::Segment(place) => {
-                let at = crate::store::Place { offset: place.offset + part.start as u64, ..*place };
-                let mut bytes = vec![0; part.len()];
-                self.segments.read(org.0, at, &mut bytes)?;
-                Ok(Cow::Owned(bytes))
+                let at = crate::store::Place { offset: place.offset + start as u64, ..*place };
+                self.segments.read(org.0, at, data)?;
             }
         }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::row::{Piece, Stored};
 use crate::store;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 /// The unit in which a segment's bytes are laid out and given back.
@@ -36,9 +36,10 @@ pub struct MapChanges {
 #[derive(Default)]
 pub struct ExtentMap {
     live: BTreeMap<u64, Piece>,
-    /// Bytes that the live pieces take in the store, and how many of them are inline.
+    /// Bytes that the live pieces take in the store.
     stored: u64,
-    inline: usize,
+    /// Where those of them begin that are inline.
+    inline: BTreeSet<u64>,
     past: BTreeMap<(u64, u64), Piece>,
     uses: HashMap<store::Place, Vec<u32>>,
     /// Whether past pieces are here too.
@@ -53,7 +54,7 @@ impl ExtentMap {
         let mut map = ExtentMap::default();
         live.into_iter().for_each(|(at, piece)| map.add(at, piece));
         // No past piece touches the blocks of an extent that is yet to be made.
-        map.counted = map.inline == map.live.len();
+        map.counted = map.inline.len() == map.live.len();
         map
     }
 
@@ -90,9 +91,12 @@ impl ExtentMap {
         self.live.get(&offset)
     }
 
-    /// Where the live pieces begin that begin in `range`.
-    pub fn starting_in(&self, range: Range<u64>) -> Vec<u64> {
-        self.live.range(range).map(|(at, _)| *at).collect()
+    /// Where the live pieces begin that begin in `range`, if there are more than `limit`.
+    pub fn beyond(&self, limit: usize, range: Range<u64>) -> Vec<u64> {
+        match self.live.range(range.clone()).nth(limit) {
+            Some(_) => self.live.range(range).map(|(at, _)| *at).collect(),
+            None => Vec::new(),
+        }
     }
 
     /// Bytes that the live pieces take in the store.
@@ -112,10 +116,7 @@ impl ExtentMap {
 
     /// Where inline pieces begin, if there are more than `limit`: then they are to be folded into a segment.
     pub fn inline_beyond(&self, limit: usize) -> Vec<u64> {
-        if self.inline <= limit {
-            return Vec::new();
-        }
-        self.live.iter().filter(|(_, piece)| piece.is_inline()).map(|(at, _)| *at).collect()
+        if self.inline.len() <= limit { Vec::new() } else { self.inline.iter().copied().collect() }
     }
 
     /// Makes `range` a hole as of `epoch`.
@@ -183,7 +184,8 @@ impl ExtentMap {
     /// Drops everything.
     pub fn clear(&mut self, changes: &mut MapChanges) {
         self.prune(u64::MAX - 1, changes);
-        (self.stored, self.inline) = (0, 0);
+        self.stored = 0;
+        self.inline.clear();
         for (at, piece) in std::mem::take(&mut self.live) {
             changes.live.insert(at, None);
             release(&mut self.uses, &piece, changes);
@@ -198,7 +200,9 @@ impl ExtentMap {
 
     fn add(&mut self, at: u64, piece: Piece) {
         self.stored += stored_bytes(&piece);
-        self.inline += usize::from(piece.is_inline());
+        if piece.is_inline() {
+            self.inline.insert(at);
+        }
         let replaced = self.live.insert(at, piece);
         debug_assert!(replaced.is_none(), "the range of a new piece was cut");
     }
@@ -206,7 +210,7 @@ impl ExtentMap {
     fn take(&mut self, at: u64) -> Option<Piece> {
         let piece = self.live.remove(&at)?;
         self.stored -= stored_bytes(&piece);
-        self.inline -= usize::from(piece.is_inline());
+        self.inline.remove(&at);
         Some(piece)
     }
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// A value up to this many bytes stands with the records.
 pub const INLINE_MAX: usize = 4096;
+/// The same where somebody waits until it is on the disk: a longer record costs less than flushing a segment first.
+const AWAITED_INLINE_MAX: usize = 16 * 1024;
 /// Small runs of one content in one batch, beyond which they go to a segment together.
 const INLINE_BATCH: usize = 64 * 1024;
 /// Rows that background work may change in one batch.
@@ -25,6 +27,8 @@ const CHORES: usize = 4096;
 /// What storing one batch has done so far; a try that found the disk full goes on from here.
 #[derive(Default)]
 pub struct Stored {
+    /// Up to this many bytes together stand with the records.
+    inline_max: usize,
     /// Contents whose extents are placed and rows are in the batch.
     done: BTreeSet<Ino>,
     /// Appended, not yet named by a row of the batch.
@@ -40,6 +44,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// `awaited`: somebody waits until the batch is on the disk.
+    pub fn nothing_yet(awaited: bool) -> Self {
+        Stored { inline_max: if awaited { AWAITED_INLINE_MAX } else { INLINE_MAX }, ..Stored::default() }
+    }
+
     pub fn names_segments(&self) -> bool {
         self.appended
     }
@@ -117,11 +126,11 @@ impl Vault {
             let small: usize = changes
                 .runs()
                 .map(|(_, run)| match run {
-                    Run::Data(bytes) if bytes.len() <= INLINE_MAX => bytes.len(),
+                    Run::Data(bytes) if bytes.len() <= stored.inline_max => bytes.len(),
                     _ => 0,
                 })
                 .sum();
-            let inline_max = if small <= INLINE_BATCH { INLINE_MAX } else { 0 };
+            let inline_max = if small <= INLINE_BATCH { stored.inline_max } else { 0 };
             for (at, what) in merged(changes.runs()) {
                 if skip > 0 {
                     skip -= 1;

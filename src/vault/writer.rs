@@ -307,20 +307,18 @@ impl<'a> Writer<'a> {
     /// Stores the frozen batch, trying again while the disk is full; false if writing has stopped for good.
     fn store_until_done(&mut self) -> bool {
         let signals = &self.vault.signals;
-        let mut stored = None;
+        let is_awaited = |state: &State| state.synced_wanted > state.synced;
+        let mut stored = Stored::nothing_yet(is_awaited(&signals.state.lock()));
         loop {
-            let wanted = {
-                let state = signals.state.lock();
-                state.synced_wanted > state.synced || self.last_sync.elapsed() >= self.vault.settings.commit_interval
-            };
-            match self.store(&mut stored, if wanted { Durability::Synced } else { Durability::Ordered }) {
+            let due = self.last_sync.elapsed() >= self.vault.settings.commit_interval;
+            let synced = due || is_awaited(&signals.state.lock());
+            match self.store(&mut stored, if synced { Durability::Synced } else { Durability::Ordered }) {
                 Ok(()) => {
                     signals.state.lock().full = false;
                     return true;
                 }
                 // Deletes, and what else takes no more than records, go on in the room that is kept for them.
-                Err(Error::Store(StoreError::Full(_)))
-                    if stored.as_ref().is_some_and(Stored::is_placed) && self.vault.reserve.release() => {}
+                Err(Error::Store(StoreError::Full(_))) if stored.is_placed() && self.vault.reserve.release() => {}
                 Err(Error::Store(StoreError::Full(_)) | Error::NoSpace) => {
                     self.vault.report("the state directory's disk is full: free some space; deleting works");
                     signals.state.lock().full = true;
@@ -349,12 +347,8 @@ impl<'a> Writer<'a> {
     }
 
     /// One try. What was appended to segments is remembered across tries.
-    fn store(&mut self, stored: &mut Option<Stored>, durability: Durability) -> Result<()> {
+    fn store(&mut self, stored: &mut Stored, durability: Durability) -> Result<()> {
         let vault = self.vault;
-        let stored = match stored {
-            Some(stored) => stored,
-            None => stored.insert(Stored::default()),
-        };
         vault.store_contents(stored)?;
         if stored.names_segments() {
             vault.segments.sync()?;

@@ -193,6 +193,9 @@ fn operations_cost_what_they_always_have() {
         let append = meter.cost(|| vault.write(caller, log, 6, b"next\n").unwrap());
         // Vault, organization (bytes), inode, extent.
         assert_eq!(append, Cost { statements: 4, commits: 1, syncs: 1, ..NOTHING }, "append and sync");
+        // Two pages with their headers, as SQLite's log gets them: no segment has to be synced first.
+        let frames = meter.cost(|| vault.write(caller, log, 11, &[2; 2 * 4120]).unwrap());
+        assert_eq!(frames, append, "append 8 KiB and sync");
         meter.close(log);
 
         let (_, large) = meter.create(folder, "large");

@@ -238,9 +238,9 @@ impl Vault {
             let bytes = piece.block_range(blocks.start).start..piece.block_range(blocks.end - 1).end;
             let first = piece.blocks().start;
             let Some(tags) = piece.tags.get(blocks.start - first..blocks.end - first) else { return false };
-            let mut plain = Plain::zeroed(bytes.len());
-            self.stored_part(org, piece, bytes)
-                .is_ok_and(|data| cipher.open(blocks.start, &data, tags, &mut plain).is_ok())
+            let mut data = Plain::zeroed(bytes.len());
+            self.stored_part(org, piece, bytes.start, &mut data).is_ok()
+                && cipher.open(blocks.start, tags, &mut data).is_ok()
         };
         if opens(piece.blocks()) {
             return Vec::new();

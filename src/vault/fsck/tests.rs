@@ -52,8 +52,8 @@ impl Sample {
             put("folder/large", &[2; 50_000]);
             let temporary = put("temporary", &[9; 50_000]);
             put("folder/other", &[3; 40_000]);
-            put("folder/sub/deep", &[4; 9000]);
-            put("gone", &[5; 9000]);
+            put("folder/sub/deep", &[4; 20_000]);
+            put("gone", &[5; 20_000]);
             vault.delete_object(&caller, temporary, None).unwrap();
             vault.purge(&caller, temporary.to_string().as_bytes()).unwrap();
         }
@@ -70,7 +70,7 @@ impl Sample {
         // Pieces that only an earlier version needs.
         let access = Access { read: true, write: true, ..Access::default() };
         let handle = vault.open_file(&caller, inodes["folder/other"], access).unwrap();
-        vault.write(&caller, handle, 16_384, &[6; 16_384]).unwrap();
+        vault.write(&caller, handle, 16_384, &[6; 20_480]).unwrap();
         vault.flush(&caller, handle).unwrap();
         vault.release(handle).unwrap();
         vault.set_xattr(&caller, inodes["small"], b"user.note", b"a note", SetXattr::Any).unwrap();

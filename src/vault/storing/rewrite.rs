@@ -31,10 +31,8 @@ impl Rewrite<'_> {
     /// The parts of the value that were written now, if in too many pieces, and everything inline.
     pub fn gather_pieces(&mut self, touched: BTreeSet<u64>) -> Result<()> {
         for window in touched {
-            let pieces = self.map.starting_in(window * WINDOW..(window + 1) * WINDOW);
-            if pieces.len() > WINDOW_PIECES {
-                self.rewrite(&pieces)?;
-            }
+            let pieces = self.map.beyond(WINDOW_PIECES, window * WINDOW..(window + 1) * WINDOW);
+            self.rewrite(&pieces)?;
         }
         let inline = self.map.inline_beyond(INLINE_PIECES);
         self.rewrite(&inline)
