@@ -12,13 +12,8 @@ pub type Tag = [u8; 16];
 pub struct BlockSize(u8);
 
 impl BlockSize {
-    const SMALL: BlockSize = BlockSize(12);
-    const LARGE: BlockSize = BlockSize(14);
-
-    /// 4 KiB for extents below 64 KiB, 16 KiB above: small extents are read in small pieces.
-    pub fn for_extent(len: usize) -> Self {
-        if len < 64 * 1024 { Self::SMALL } else { Self::LARGE }
-    }
+    /// 4 KiB, a page: what is read at random is read in pages. Vaults from before have 16 KiB in long extents.
+    pub const OF_NEW_EXTENTS: BlockSize = BlockSize(12);
 
     /// Bytes of a block.
     pub fn bytes(self) -> usize {
@@ -103,20 +98,20 @@ impl ExtentKey {
 mod tests {
     use super::*;
 
-    fn sealed(len: usize) -> (LockedKey, Salt, Vec<u8>, Vec<Tag>, Vec<u8>) {
+    fn sealed(len: usize, block: BlockSize) -> (LockedKey, Salt, Vec<u8>, Vec<Tag>, Vec<u8>) {
         let dek = LockedKey::generate().unwrap();
         let salt = Salt::fresh();
         let plain: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
         let mut data = plain.clone();
-        let tags = ExtentKey::new(&dek, &salt, &[1; 16], 9, BlockSize::for_extent(len), len).seal(&mut data);
+        let tags = ExtentKey::new(&dek, &salt, &[1; 16], 9, block, len).seal(&mut data);
         (dek, salt, data, tags, plain)
     }
 
     #[test]
     fn any_run_of_blocks_opens_alone() {
-        for len in [1, 4095, 4096, 4097, 65536, 100_000, 1 << 20] {
-            let (dek, salt, data, tags, plain) = sealed(len);
-            let block = BlockSize::for_extent(len);
+        let lengths = [1, 4095, 4096, 4097, 65536, 100_000, 1 << 20];
+        for (len, block) in lengths.into_iter().flat_map(|len| [(len, BlockSize(12)), (len, BlockSize(14))]) {
+            let (dek, salt, data, tags, plain) = sealed(len, block);
             let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, block, len);
             for first in 0..block.count(len) {
                 let mut part = data[first * block.bytes()..].to_vec();
@@ -130,10 +125,10 @@ mod tests {
     #[test]
     fn another_implementation_opens_a_block() {
         use aes_gcm::aead::{AeadInOut, KeyInit};
-        let (dek, salt, mut data, tags, plain) = sealed(20_000);
+        let (dek, salt, mut data, tags, plain) = sealed(20_000, BlockSize::OF_NEW_EXTENTS);
         let derived = derive(&dek, Some(&salt), label::EXTENT);
         let other = aes_gcm::Aes256Gcm::new((&*derived).into());
-        let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, BlockSize::for_extent(20_000), 20_000);
+        let key = ExtentKey::new(&dek, &salt, &[1; 16], 9, BlockSize::OF_NEW_EXTENTS, 20_000);
         for ((number, block), tag) in data.chunks_mut(4096).enumerate().zip(&tags) {
             let (nonce, aad) = key.nonce_and_aad(number);
             other.decrypt_inout_detached(nonce.as_ref().into(), aad.as_ref(), block.into(), tag.into()).unwrap();
@@ -144,8 +139,8 @@ mod tests {
     #[test]
     fn every_change_is_noticed() {
         let len = 20_000;
-        let (dek, salt, data, tags, _) = sealed(len);
-        let block = BlockSize::for_extent(len);
+        let block = BlockSize::OF_NEW_EXTENTS;
+        let (dek, salt, data, tags, _) = sealed(len, block);
         let open = |org: u8, content, len, first: usize, data: &[u8], tags: &[Tag]| {
             let key = ExtentKey::new(&dek, &salt, &[org; 16], content, block, len);
             key.open(first, tags, &mut data.to_vec())

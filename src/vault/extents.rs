@@ -287,7 +287,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn piece(len: u32, epoch: u64, offset: u64) -> Piece {
-        let block = BlockSize::for_extent(len as usize);
+        let block = BlockSize::OF_NEW_EXTENTS;
         Piece {
             len,
             born: epoch,

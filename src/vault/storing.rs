@@ -208,7 +208,7 @@ impl Vault {
         stored: &mut Stored,
     ) -> Result<Piece> {
         let org = ino.organization();
-        let (salt, block) = (Salt::fresh(), BlockSize::for_extent(bytes.len()));
+        let (salt, block) = (Salt::fresh(), BlockSize::OF_NEW_EXTENTS);
         let len = bytes.len() as u32;
         let tags = ExtentKey::new(key, &salt, &self.organization_id(org)?, ino.0, block, bytes.len()).seal(&mut bytes);
         let bytes = if bytes.len() <= inline_max {
