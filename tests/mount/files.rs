@@ -369,3 +369,11 @@ fn a_running_program_is_not_truncated_by_an_open_that_is_refused() {
     drop(OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program).unwrap());
     assert_eq!(fs::metadata(&program).unwrap().len(), 0);
 }
+
+#[test]
+fn the_kernel_reads_further_ahead_than_fuse_begins_with() {
+    let vault = Vault::up();
+    let device = fs::metadata(vault.point()).unwrap().dev();
+    let ahead = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
+    assert_eq!(fs::read_to_string(ahead).unwrap().trim(), "256");
+}
