@@ -398,6 +398,7 @@ impl Vault {
     pub(super) fn stored_part(&self, org: OrgNo, piece: &Piece, start: usize, data: &mut [u8]) -> Result<()> {
         match &piece.bytes {
             Stored::Inline(bytes) => {
+                let start = start - piece.inline_from();
                 let part = bytes.get(start..start + data.len());
                 let too_short = Place { what: "extent", ino: None, object: None, at: "inline".into() };
                 data.copy_from_slice(part.ok_or(Error::Corrupt(too_short))?);

@@ -220,15 +220,27 @@ impl Piece {
         matches!(self.bytes, Stored::Inline(_))
     }
 
-    /// The part of a piece at file offset `at` that holds the file range `part`.
+    /// The part of a piece at file offset `at` that holds the file range `part`, which is not empty.
     pub fn part(&self, at: u64, part: Range<u64>) -> Piece {
-        let blocks = self.blocks();
-        let mut new = self.clone();
-        new.skip += (part.start - at) as u32;
-        new.len = (part.end - part.start) as u32;
-        let kept = new.blocks();
-        new.tags = self.tags[kept.start - blocks.start..kept.end - blocks.start].to_vec();
-        new
+        let (skip, len) = (self.skip + (part.start - at) as u32, (part.end - part.start) as u32);
+        let kept = self.block.covering(skip as usize..(skip + len) as usize);
+        let first = self.blocks().start;
+        let tags = self.tags[kept.start - first..kept.end - first].to_vec();
+        let bytes = match &self.bytes {
+            Stored::Segment(place) => Stored::Segment(*place),
+            Stored::Inline(bytes) => {
+                let begin = self.inline_from();
+                let range = self.block_range(kept.start).start - begin..self.block_range(kept.end - 1).end - begin;
+                // Bytes that are not there are found when they are read.
+                Stored::Inline(bytes.get(range).unwrap_or_default().to_vec())
+            }
+        };
+        Piece { len, skip, tags, bytes, ..*self }
+    }
+
+    /// Where in the extent the bytes of an inline piece begin: it holds the blocks that it touches.
+    pub fn inline_from(&self) -> usize {
+        self.block_range(self.blocks().start).start
     }
 
     /// The numbers of the extent's blocks that the piece touches.
@@ -375,6 +387,22 @@ mod tests {
             }
             prop_assert_eq!(freed, allocated, "everything comes back in the end");
         }
+    }
+
+    /// Else each of many small overwrites would leave a copy of the whole extent behind.
+    #[test]
+    fn a_part_of_an_inline_piece_holds_the_blocks_that_it_touches() {
+        let bytes: Vec<u8> = (0..10_000).map(|n| (n / 4096) as u8).collect();
+        let whole = Piece { bytes: Stored::Inline(bytes), ..piece(10_000, 1, 0) };
+        let held = |piece: &Piece| match &piece.bytes {
+            Stored::Inline(bytes) => (piece.inline_from(), bytes.clone()),
+            Stored::Segment(_) => unreachable!(),
+        };
+        let middle = whole.part(500, 500 + 5000..500 + 9000);
+        assert_eq!(held(&middle), (4096, [vec![1; 4096], vec![2; 1808]].concat()));
+        let last = middle.part(500 + 5000, 500 + 8500..500 + 9000);
+        assert_eq!(held(&last), (8192, vec![2; 1808]));
+        assert_eq!((last.skip, last.len, last.tags.len()), (8500, 500, 1));
     }
 
     #[test]

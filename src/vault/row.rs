@@ -258,7 +258,7 @@ pub struct Piece {
 pub enum Stored {
     /// The extent starts here.
     Segment(Place),
-    /// The whole extent's ciphertext, shared by its pieces.
+    /// The ciphertext of the blocks that the piece touches.
     Inline(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 

@@ -81,9 +81,14 @@ impl State {
         }
     }
 
+    /// Whether somebody waits until something is on the disk.
+    fn is_awaited(&self) -> bool {
+        self.synced_wanted > self.synced
+    }
+
     /// Whether the writer has something to do that must not wait for more.
     fn is_urgent(&self) -> bool {
-        self.ending || self.stored_wanted > self.stored || self.synced_wanted > self.synced || self.bytes >= BATCH_BYTES
+        self.ending || self.stored_wanted > self.stored || self.is_awaited() || self.bytes >= BATCH_BYTES
     }
 }
 
@@ -307,11 +312,10 @@ impl<'a> Writer<'a> {
     /// Stores the frozen batch, trying again while the disk is full; false if writing has stopped for good.
     fn store_until_done(&mut self) -> bool {
         let signals = &self.vault.signals;
-        let is_awaited = |state: &State| state.synced_wanted > state.synced;
-        let mut stored = Stored::nothing_yet(is_awaited(&signals.state.lock()));
+        let mut stored = Stored::nothing_yet(signals.state.lock().is_awaited());
         loop {
             let due = self.last_sync.elapsed() >= self.vault.settings.commit_interval;
-            let synced = due || is_awaited(&signals.state.lock());
+            let synced = due || signals.state.lock().is_awaited();
             match self.store(&mut stored, if synced { Durability::Synced } else { Durability::Ordered }) {
                 Ok(()) => {
                     signals.state.lock().full = false;
@@ -384,7 +388,7 @@ impl<'a> Writer<'a> {
         let vault = self.vault;
         let (due, stored) = {
             let state = vault.signals.state.lock();
-            let asked = state.synced_wanted > state.synced && state.stored > state.synced;
+            let asked = state.is_awaited() && state.stored > state.synced;
             (asked || ending || self.last_sync.elapsed() >= vault.settings.commit_interval, state.stored)
         };
         if !(self.dirty_log && due) {

@@ -3,7 +3,7 @@
 use crate::store::{Disk, Op};
 use crate::vault::row::Node;
 use crate::vault::token;
-use crate::vault::{Access, Caller, Ino, Options, RenameMode, Vault};
+use crate::vault::{Access, Caller, FsckOptions, Ino, Options, RenameMode, Vault};
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
@@ -77,5 +77,52 @@ fn an_inode_that_goes_while_its_value_is_stored_stays_gone() {
         vault.sync().unwrap();
         assert!(vault.records.get::<Node>(old).unwrap().is_none(), "the replaced inode is back");
         vault.close().unwrap();
+    });
+}
+
+/// Of an inline value of several blocks each version keeps the blocks that it needs, and they are found again.
+#[test]
+fn parts_of_a_synced_value_and_of_its_earlier_version_are_whole() {
+    token::isolated("vault::storing::tests::parts_of_a_synced_value_and_of_its_earlier_version_are_whole", |token| {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let config = token.config();
+        Vault::init(&state, &config.uri.to_string(), &config.pin.to_string()).unwrap();
+        let vault = Vault::open(&state, Options::default()).unwrap();
+        let caller = Caller::daemon();
+        vault.create_organization(&caller, "acme", None, None).unwrap();
+        let first: Vec<u8> = (0..16_000).map(|n| (n / 64) as u8).collect();
+        let id = vault.put_object(&caller, b"acme/f", None, &mut &first[..]).unwrap().id.parse().unwrap();
+        let top = vault.lookup(&caller, Ino::ROOT, b"acme").unwrap().ino;
+        let file = vault.lookup(&caller, top, b"f").unwrap().ino;
+        let access = Access { read: true, write: true, ..Access::default() };
+        let handle = vault.open_file(&caller, file, access).unwrap();
+        let mut second = first.clone();
+        for at in [100, 3900, 8192, 12_000, 15_950] {
+            vault.write(&caller, handle, at as u64, &[255; 50]).unwrap();
+            second[at..at + 50].fill(255);
+            vault.fsync(handle).unwrap();
+        }
+        vault.flush(&caller, handle).unwrap();
+        vault.release(handle).unwrap();
+        assert_eq!(vault.segments.list(file.organization().0).unwrap(), [], "all of it is inline");
+        let read = |vault: &Vault, version| {
+            let mut value = Vec::new();
+            let mut add = |part: &[u8]| {
+                value.extend_from_slice(part);
+                Ok(())
+            };
+            vault.read_object(id, Some(version), &mut add).unwrap();
+            value
+        };
+        assert!(read(&vault, 1) == first && read(&vault, 2) == second);
+        vault.close().unwrap();
+        let vault = Vault::open(&state, Options::default()).unwrap();
+        assert!(read(&vault, 1) == first && read(&vault, 2) == second, "after opening again");
+        vault.close().unwrap();
+        let mut findings = Vec::new();
+        let add = &mut |finding| findings.push(finding);
+        Vault::fsck_offline(&state, &Options::default(), FsckOptions::default(), add, &mut |_, _| ()).unwrap();
+        assert!(findings.is_empty(), "{findings:?}");
     });
 }
